@@ -1,0 +1,105 @@
+"""Log activation-shift statistics of every layer, every n steps."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lcw_lightning.layers import WeightRef, select_weights
+from lcw_lightning.recording import Quantity, observe
+from lcw_lightning.statistics import NetworkMoments, layer_statistics
+
+__all__ = ["ShiftMonitor"]
+
+
+class ShiftMonitor(Callback):
+    """Log how far the activations of every layer shift and how gradients grow, as ``statistic/layer``.
+
+    The statistics are those of :func:`lcw_lightning.statistics.layer_statistics`, of one training batch (under DDP of
+    the union of all ranks' batches) and the weights that it used. Hooks exist during a sampled step alone, other steps
+    cost nothing, and training is bit for bit the same with and without. Works with every Lightning logger. A compiled
+    network runs the sampled steps in eager mode.
+
+    Args:
+        every_n_steps: Optimizer steps from sample to sample, the first at step 0; 0 turns the monitor off.
+        include: Glob patterns on weight names ``layer.weight``, such as ``network.*``.
+        exclude: Glob patterns of weights to leave out.
+
+    Raises:
+        ValueError: ``every_n_steps`` is negative, or, at the first sample, a pattern matches no weight.
+    """
+
+    def __init__(self, every_n_steps: int = 50, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> None:
+        if every_n_steps < 0:
+            raise ValueError(f"ShiftMonitor needs every_n_steps >= 0, got {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+        self.include = list(include)
+        self.exclude = list(exclude)
+        self._sampling = ExitStack()
+        self._sample: _Sample | None = None
+        self._sampled_step: int | None = None
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        # With accumulated gradients several batches share a step: the first is the sample.
+        if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
+            return
+        self._sampled_step = step
+        self._sample = _Sample(select_weights(pl_module, self.include, self.exclude), pl_module.device)
+        layers = {name: ref.layer for name, ref in self._sample.layers.items()}
+        self._sampling.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code skips hooks
+        self._sampling.enter_context(observe(layers, self._sample.observe))
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._sampling.close()
+        if self._sample is not None:
+            scalars = self._sample.scalars()
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step=self._sampled_step)
+        self._sample = None
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._sampling.close()
+        self._sample = None
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._sampled_step = None  # a second fit starts at step 0 again
+
+
+class _Sample:
+    """What one sampled step has shown so far."""
+
+    def __init__(self, weights: dict[str, WeightRef], device: torch.device) -> None:
+        self.layers = {name.removesuffix(".weight"): ref for name, ref in weights.items()}
+        self.moments = NetworkMoments(self.layers).to(device)
+        self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def observe(self, name: str, quantity: Quantity, values: Tensor) -> None:
+        self.moments.update(name, quantity, values)
+        if quantity == "preactivation" and name not in self.weights:
+            # A copy, since the optimizer steps before the statistics are made.
+            self.weights[name] = _copied(self.layers[name])
+
+    def scalars(self) -> dict[str, float]:
+        tensors = {
+            f"{statistic}/{name}": value
+            for name, moments in self.moments.compute().items()
+            for statistic, value in layer_statistics(moments, self.layers[name], *self.weights[name]).items()
+        }
+        return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+
+
+@torch.no_grad()
+def _copied(ref: WeightRef) -> tuple[Tensor, Tensor | None]:
+    bias = ref.layer.bias
+    return ref.value.clone(), bias.clone() if isinstance(bias, Tensor) else None

@@ -1,0 +1,144 @@
+"""Train any image classification network with Lightning."""
+
+from functools import partial
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+from lcw_lightning.constraints import restore_constraints, save_constraints
+from lcw_lightning.initialization import mark_initialized
+
+__all__ = ["GeometricDecay", "ImageClassifier"]
+
+
+class ImageClassifier(LightningModule):
+    """Cross-entropy training of a network that maps images to logits; logs ``{train,val,test}/{loss,accuracy}``.
+
+    Batches are pairs of images ``(batch, ...)`` and integer labels ``(batch,)``; prediction takes the same batches and
+    returns logits ``(batch, num_classes)``. Constraints on the network travel with the checkpoint. A checkpoint that
+    the command line wrote loads with ``ImageClassifier.load_from_checkpoint(path)``; one written from Python needs the
+    same arguments again, ``load_from_checkpoint(path, network=..., optimizer=...)``.
+
+    Args:
+        network: Maps images to logits.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes a scheduler, stepped once an epoch, from the optimizer. ReduceLROnPlateau watches
+            ``val/loss``.
+        compile: Compile the network with ``torch.compile``.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> classifier = ImageClassifier(network, optimizer=partial(torch.optim.SGD, lr=0.1))
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        # Modules and callables made in Python are no safe content for a checkpoint; the command line's config is.
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        if compile:
+            self.network.compile()
+        stages = ("train", "val", "test")
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in stages})
+        self.accuracies = nn.ModuleDict({f"{stage}_accuracy": MulticlassAccuracy(average="micro") for stage in stages})
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    @override
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, _ = batch
+        return self.forward(images)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.lr_scheduler(optimizer), "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        save_constraints(self, checkpoint)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        restore_constraints(self, checkpoint)
+        mark_initialized(self)
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self.forward(images)
+        loss = cross_entropy(logits, labels)
+        mean_loss = cast(Metric, self.losses[f"{stage}_loss"])
+        accuracy = cast(Metric, self.accuracies[f"{stage}_accuracy"])
+        mean_loss.update(loss.detach(), weight=len(labels))
+        accuracy.update(logits, labels)
+        # A metric object, so that Lightning reduces it over batches and ranks by its own rule.
+        shown = {f"{stage}/loss": mean_loss, f"{stage}/accuracy": accuracy}
+        self.log_dict(shown, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        return loss
+
+
+class GeometricDecay(LambdaLR):
+    r"""Multiply the learning rate by ``factor`` after every ``every_n_epochs`` epochs, down to ``floor`` (Section 6).
+
+    In epoch :math:`t`: :math:`\max(\mathrm{lr}\cdot\mathrm{factor}^{\lfloor t/n \rfloor}, \mathrm{floor})`, and never
+    above the initial rate.
+
+    Args:
+        optimizer: Its groups' learning rates are the initial ones.
+        factor: In (0, 1].
+        every_n_epochs: At least 1.
+        floor: Lowest learning rate.
+
+    Example:
+        >>> import torch
+        >>> sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        >>> schedule = GeometricDecay(sgd, factor=0.5, floor=0.04)
+        >>> [round(schedule.lr_lambdas[0](epoch), 3) for epoch in range(3)]
+        [1.0, 0.5, 0.4]
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, factor: float = 0.95, every_n_epochs: int = 1, floor: float = 0.001
+    ) -> None:
+        def relative_rate(initial: float, epoch: int) -> float:
+            return max(factor ** (epoch // every_n_epochs), min(1.0, floor / initial))
+
+        super().__init__(optimizer, [partial(relative_rate, group["lr"]) for group in optimizer.param_groups])

@@ -1,0 +1,163 @@
+"""Constraints on whole models: which weights, how they go on, come off, and travel in checkpoints."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lcw_lightning.layers import WeightRef, named_weights, select_weights
+from lcw_lightning.parametrizations import ZeroSum, constrainable_parameter, linearly_constrained
+from lcw_lightning.theory.zero_sum import BASIS_VERSION
+
+__all__ = ["Kind", "constrain", "constrained_weights", "fold", "restore_constraints", "save_constraints"]
+
+Kind = Literal["none", "lcw"]
+
+_CHECKPOINT_KEY = "lcw_lightning"
+_VERBS: dict[str, Callable[[nn.Module, str], nn.Module]] = {"lcw": linearly_constrained}
+_PARAMETRIZATIONS: dict[str, type[nn.Module]] = {"lcw": ZeroSum}
+
+
+def constrain(
+    model: nn.Module, kind: Kind = "lcw", include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> list[str]:
+    """Constrain the weights of ``model`` in place, starting from the values that are there.
+
+    Args:
+        model: Any module. Linear and Conv1d to Conv3d weights are constrained; embeddings and norms are left alone.
+        kind: ``lcw`` (see :func:`~lcw_lightning.linearly_constrained`), or ``none`` for nothing.
+        include: Glob patterns on names ``layer.weight``.
+        exclude: Glob patterns on the same names, of weights to leave alone.
+
+    Returns:
+        The names of the weights under this constraint among those selected. A second call changes nothing.
+
+    Raises:
+        ValueError: Unknown kind, a pattern that matches no weight, a weight that several layers share or that has
+            another parametrization. The model is then as it was.
+
+    Warns:
+        UserWarning: Weights of fan_in 1, for which zero is the only zero-sum value, were skipped.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))
+        >>> constrain(network, exclude=["2.*"])
+        ['0.weight']
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"constrain() knows the kinds {', '.join(get_args(Kind))}; got {kind!r}.")
+    if kind == "none":
+        return []
+    selected = select_weights(model, include, exclude)
+    unconstrainable = [name for name, ref in selected.items() if ref.fan_in == 1]
+    if unconstrainable:
+        warnings.warn(f"left unconstrained, because fan_in is 1: {', '.join(unconstrainable)}.", stacklevel=2)
+    wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
+    new = {name: ref for name, ref in wanted.items() if _kind_of(ref) != kind}
+    _check_constrainable(model, new)
+    for ref in new.values():
+        _VERBS[kind](ref.layer, ref.name)
+    return list(wanted)
+
+
+def constrained_weights(model: nn.Module) -> dict[str, Kind]:
+    """Return the kind of constraint of every constrained weight, by name.
+
+    Example:
+        >>> constrained_weights(linearly_constrained(nn.Linear(4, 2)))
+        {'weight': 'lcw'}
+    """
+    return {name: kind for name, ref in named_weights(model).items() if (kind := _kind_of(ref)) != "none"}
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """Return a plain copy of ``model``: every parametrized tensor becomes an ordinary parameter of the same value.
+
+    The copy has plain types and plain state dict keys and computes the same outputs; the original is left untouched.
+
+    Example:
+        >>> plain = fold(linearly_constrained(nn.Linear(4, 2)))
+        >>> sorted(plain.state_dict())
+        ['bias', 'weight']
+    """
+    folded = copy.deepcopy(model)
+    for module in list(folded.modules()):
+        if parametrize.is_parametrized(module):
+            _fold_(module)
+    return folded
+
+
+def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
+    """Write into the checkpoint which weights are constrained, in plain values that ``weights_only=True`` loads."""
+    checkpoint[_CHECKPOINT_KEY] = {"basis_version": BASIS_VERSION, "constraints": constrained_weights(model)}
+
+
+def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Constrain what the checkpoint says was constrained when it was saved, where ``model`` has it still plain.
+
+    Raises:
+        ValueError: The checkpoint's basis is not the one of this version, or it constrains a weight that the model
+            does not have, or in a way that this version does not know. The model is then as it was.
+    """
+    entry = checkpoint.get(_CHECKPOINT_KEY)
+    if entry is None:
+        return
+    if entry["basis_version"] != BASIS_VERSION:
+        raise ValueError(
+            f"the checkpoint's constrained weights are in basis version {entry['basis_version']}, but this "
+            f"lcw_lightning reads version {BASIS_VERSION}; load it with the version of lcw_lightning that wrote it."
+        )
+    weights = named_weights(model)
+    for name, kind in entry["constraints"].items():
+        if name not in weights:
+            raise ValueError(
+                f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have; it is of another model."
+            )
+        if kind not in _VERBS:
+            raise ValueError(f"the checkpoint's {name!r} has the kind {kind!r}, which this lcw_lightning does not know.")
+    for name, kind in entry["constraints"].items():
+        if _kind_of(weights[name]) == "none":
+            _VERBS[kind](weights[name].layer, weights[name].name)
+
+
+def _kind_of(ref: WeightRef) -> Kind:
+    if not parametrize.is_parametrized(ref.layer, ref.name):
+        return "none"
+    first = ref.layer.parametrizations[ref.name][0]  # type: ignore[index]
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if isinstance(first, _PARAMETRIZATIONS.get(kind, ()))]
+    return kinds[0] if kinds else "none"
+
+
+def _check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> None:
+    """Raise before anything is changed if one of the weights cannot be constrained or has several owners."""
+    owners: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append(f"{prefix}.{name}" if prefix else name)
+    for name, ref in weights.items():
+        try:
+            parameter = constrainable_parameter(ref.layer, ref.name)
+        except ValueError as error:
+            raise ValueError(f"cannot constrain {name!r}: {error}") from error
+        if len(tied := owners[id(parameter)]) > 1:
+            raise ValueError(f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; exclude them.")
+
+
+def _fold_(module: nn.Module) -> None:
+    # remove_parametrizations would take the property from the class, which the copy shares with the original.
+    parametrizations: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[union-attr, assignment]
+    values = {
+        name: nn.Parameter(
+            getattr(module, name), requires_grad=any(original.requires_grad for original in held.parameters())
+        )
+        for name, held in parametrizations.items()
+    }
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        setattr(module, name, value)

@@ -1,0 +1,153 @@
+"""Which layers hold a weight that can be constrained, and where its output units and input channels lie."""
+
+import math
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["WeightRef", "named_weights", "select_weights"]
+
+SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+LAYER_TYPES = tuple(SPATIAL_DIMS)
+
+
+class WeightRef(NamedTuple):
+    """A weight by its owner and attribute name. Output units lie along dimension 0.
+
+    A unit is a row of a Linear weight or the kernel of one output channel (paper, Section 3.2), ``fan_in`` numbers of
+    its group's input channels times its kernel area.
+
+    Example:
+        >>> ref = WeightRef(nn.Conv2d(8, 6, kernel_size=3, groups=2), "weight")
+        >>> ref.num_channels, ref.num_units, ref.fan_in, ref.channel_dim
+        (8, 6, 36, -3)
+    """
+
+    layer: nn.Module
+    name: str
+
+    @property
+    def num_channels(self) -> int:
+        """Input features of a Linear, input channels of a convolution."""
+        return int(self._size("in_features", "in_channels"))
+
+    @property
+    def num_units(self) -> int:
+        """Output features of a Linear, output channels of a convolution."""
+        return int(self._size("out_features", "out_channels"))
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of a convolution: a unit sees the input channels of its own group alone."""
+        return int(getattr(self.layer, "groups", 1))
+
+    @property
+    def kernel_area(self) -> int:
+        """Positions of the kernel; 1 for a Linear."""
+        return math.prod(getattr(self.layer, "kernel_size", ()))
+
+    @property
+    def fan_in(self) -> int:
+        """Weights per output unit."""
+        return self.num_channels // self.num_groups * self.kernel_area
+
+    @property
+    def channel_dim(self) -> int:
+        """Where inputs and outputs hold their channels, counted from the end, batched or not."""
+        return -1 - _spatial_dims(self.layer)
+
+    @property
+    def value(self) -> Tensor:
+        """The weight as the layer uses it now; a parametrization is evaluated anew."""
+        weight: Tensor = getattr(self.layer, self.name)
+        return weight
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer trains: the weight itself, or its parametrization's originals."""
+        originals = f"parametrizations.{self.name}."
+        named = self.layer.named_parameters()
+        return [parameter for name, parameter in named if name == self.name or name.startswith(originals)]
+
+    def expand_to_fan_in(self, per_channel: Tensor) -> Tensor:
+        """Repeat a value of each input channel over the kernel, for every unit that sees the channel.
+
+        Args:
+            per_channel: One value an input channel, shape ``(num_channels,)``.
+
+        Returns:
+            Shape ``(num_units, fan_in)``, or ``(1, fan_in)`` without groups: broadcasts against ``weight.flatten(1)``.
+        """
+        groups = per_channel.view(self.num_groups, -1).repeat_interleave(self.kernel_area, dim=1)
+        return groups if self.num_groups == 1 else groups.repeat_interleave(self.num_units // self.num_groups, dim=0)
+
+    def _size(self, linear: str, convolution: str) -> int:
+        return int(getattr(self.layer, linear if _spatial_dims(self.layer) == 0 else convolution))
+
+
+def named_weights(model: nn.Module) -> dict[str, WeightRef]:
+    """Return every constrainable weight by its name ``layer.weight``, in the order of ``model.named_modules()``.
+
+    These are the weights of Linear and Conv1d to Conv3d (grouped and depthwise too); embeddings and norms are left
+    out. A module that stands in several places counts once, under its first name.
+
+    Example:
+        >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))))
+        ['0.weight', '2.weight']
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
+    return {f"{name}.weight" if name else "weight": WeightRef(layer, "weight") for name, layer in layers.items()}
+
+
+def select_weights(
+    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> dict[str, WeightRef]:
+    """Return the :func:`named_weights` that match a glob of ``include`` and none of ``exclude``.
+
+    Raises:
+        ValueError: A pattern matches no weight, or nothing is left.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2))
+        >>> list(select_weights(model, exclude=["2.*"]))
+        ['0.weight']
+    """
+    weights = named_weights(model)
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(name, pattern) for name in weights):
+            raise ValueError(_no_match(pattern, weights, model))
+    selected = {name: ref for name, ref in weights.items() if _matches(name, include) and not _matches(name, exclude)}
+    if not selected:
+        raise ValueError(
+            f"include={list(include)} and exclude={list(exclude)} leave no weight of {type(model).__name__}; "
+            f"it has {_listed(weights)}."
+        )
+    return selected
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _no_match(pattern: str, names: Iterable[str], model: nn.Module) -> str:
+    names = list(names)
+    if not names:
+        kinds = ", ".join(kind.__name__ for kind in SPATIAL_DIMS)
+        return f"{type(model).__name__} has no weight for the pattern {pattern!r}: it needs a layer of {kinds}."
+    near = get_close_matches(pattern, names, n=3, cutoff=0.0)
+    return (
+        f"the pattern {pattern!r} matches no weight of {type(model).__name__}; near it are {_listed(near)} "
+        f"({len(names)} weights in all, named 'layer.weight')."
+    )
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    names = [repr(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _spatial_dims(layer: nn.Module) -> int:
+    return next(dims for kind, dims in SPATIAL_DIMS.items() if isinstance(layer, kind))

@@ -1,0 +1,1 @@
+"""The papers' architectures: plain modules that never heard of constraints."""

@@ -1,0 +1,69 @@
+"""Multilayer perceptron."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+from torch import nn
+
+__all__ = ["MLP", "Norm"]
+
+Norm = Literal["none", "batch", "standardization", "layer"]
+
+BEFORE_ACTIVATION: dict[Norm, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+AFTER_ACTIVATION: dict[Norm, Callable[[int], nn.Module]] = {"standardization": nn.BatchNorm1d}
+
+
+class MLP(nn.Sequential):
+    """Fully connected network: ``depth`` hidden layers of ``width`` units, then logits (paper, Section 6.1).
+
+    Inputs of any shape ``(batch, ...)`` are flattened; the output has shape ``(batch, num_classes)``.
+
+    Args:
+        in_features: Numbers per sample, such as 64 for an 8 x 8 image.
+        num_classes: Number of logits.
+        depth: Number of hidden layers.
+        width: Units of each hidden layer.
+        activation: Makes one activation module: a module class, or its class path on the command line.
+        norm: ``batch`` (on the preactivation; the paper's BN), ``standardization`` (BatchNorm on the activation; the
+            paper's SL), ``layer`` (on the preactivation), or ``none``.
+
+    Raises:
+        ValueError: Unknown norm, or a depth below 1.
+
+    Example:
+        >>> import torch
+        >>> MLP(in_features=64, num_classes=10, depth=3, width=16)(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        depth: int = 50,
+        width: int = 256,
+        activation: Callable[[], nn.Module] = nn.Sigmoid,
+        norm: Norm = "none",
+    ) -> None:
+        if norm != "none" and norm not in BEFORE_ACTIVATION and norm not in AFTER_ACTIVATION:
+            raise ValueError(
+                f"MLP knows the norms none, {', '.join([*BEFORE_ACTIVATION, *AFTER_ACTIVATION])}; got {norm!r}."
+            )
+        if depth < 1:
+            raise ValueError(f"MLP needs a depth of at least 1 hidden layer, got {depth}.")
+        widths = [in_features] + [width] * depth
+        hidden = [_hidden_layer(fan_in, fan_out, activation, norm) for fan_in, fan_out in pairwise(widths)]
+        output = nn.Linear(width, num_classes)
+        super().__init__(OrderedDict(flatten=nn.Flatten(), hidden=nn.Sequential(*hidden), output=output))
+
+
+def _hidden_layer(fan_in: int, fan_out: int, activation: Callable[[], nn.Module], norm: Norm) -> nn.Sequential:
+    layer = nn.Sequential(OrderedDict(linear=nn.Linear(fan_in, fan_out)))
+    if norm in BEFORE_ACTIVATION:
+        layer.add_module("norm", BEFORE_ACTIVATION[norm](fan_out))
+    layer.add_module("activation", activation())
+    if norm in AFTER_ACTIVATION:
+        layer.add_module("norm", AFTER_ACTIVATION[norm](fan_out))
+    return layer

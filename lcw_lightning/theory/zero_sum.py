@@ -1,0 +1,102 @@
+r"""Zero-sum vectors :math:`\mathcal{W}_{LC} = \{w \in \mathbb{R}^m : \sum_i w_i = 0\}` and their orthonormal basis.
+
+The paper (Kutsuna, Definition 3 and Section 3.1) writes a linearly constrained weight as :math:`w = B v` with a dense
+basis :math:`B \in \mathbb{R}^{m \times (m-1)}` from a QR decomposition (Appendix B). The basis here is the last
+:math:`m-1` columns of the Householder reflection that takes :math:`e_1` to :math:`-\mathbf{1}/\sqrt m`; it has a closed
+form, so that ``B v`` and ``B.T w`` take O(m) time and no matrix.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["BASIS_VERSION", "angle_degrees", "embed_zero_sum", "project_zero_sum", "zero_sum_coordinates"]
+
+BASIS_VERSION = 1
+"""Names the basis in checkpoints: the same coordinates under another basis are other weights."""
+
+
+def embed_zero_sum(v: Tensor) -> Tensor:
+    r"""Return the zero-sum vectors :math:`w = B v` with coordinates ``v``.
+
+    With :math:`s = \sum_i v_i` and :math:`c = (1 - 1/\sqrt m) / (m - 1) = 1 / (m + \sqrt m)`:
+
+    .. math:: w_0 = -s / \sqrt m, \qquad w_i = v_i - c s \quad (i = 1, \dots, m-1).
+
+    ``B`` is orthonormal, so that :math:`\|w\| = \|v\|`. Half precision is computed in float32.
+
+    Args:
+        v: Coordinates, shape ``(..., m - 1)`` with ``m >= 2``.
+
+    Returns:
+        Vectors that sum to zero, shape ``(..., m)``, in the dtype of ``v``.
+
+    Example:
+        >>> embed_zero_sum(torch.tensor([3.0]))
+        tensor([-2.1213,  2.1213])
+    """
+    precise = v.to(torch.promote_types(v.dtype, torch.float32))
+    m = v.shape[-1] + 1
+    s = precise.sum(-1, keepdim=True)
+    return torch.cat((-s / math.sqrt(m), precise - s * _shear(m)), dim=-1).to(v.dtype)
+
+
+def zero_sum_coordinates(w: Tensor) -> Tensor:
+    r"""Return the coordinates :math:`v = B^\top w`, the right inverse of :func:`embed_zero_sum`.
+
+    .. math:: v_i = w_i - w_0 / \sqrt m - c \sum_{j=1}^{m-1} w_j \quad (i = 1, \dots, m-1).
+
+    A ``w`` off the subspace loses its component along :math:`\mathbf{1}`: the result has the coordinates of the
+    orthogonal projection ``w - w.mean()``. Half precision is computed in float32.
+
+    Args:
+        w: Vectors, shape ``(..., m)`` with ``m >= 2``.
+
+    Returns:
+        Coordinates, shape ``(..., m - 1)``, in the dtype of ``w``.
+
+    Example:
+        >>> zero_sum_coordinates(torch.tensor([1.0, 2.0]))
+        tensor([0.7071])
+    """
+    precise = w.to(torch.promote_types(w.dtype, torch.float32))
+    m = w.shape[-1]
+    first, rest = precise[..., :1], precise[..., 1:]
+    return (rest - (first / math.sqrt(m) + rest.sum(-1, keepdim=True) * _shear(m))).to(w.dtype)
+
+
+def project_zero_sum(w: Tensor) -> Tensor:
+    r"""Return :math:`w - \bar w`, the zero-sum vector nearest to ``w``. Shape ``(..., m)`` in and out.
+
+    Example:
+        >>> project_zero_sum(torch.tensor([1.0, 2.0, 6.0]))
+        tensor([-2., -1.,  3.])
+    """
+    return w - w.mean(-1, keepdim=True)
+
+
+def angle_degrees(w: Tensor, direction: Tensor) -> Tensor:
+    r"""Return the angle between ``w`` and ``direction`` (paper, Propositions 1 and 2), in degrees.
+
+    Every vector of :math:`\mathcal{W}_{LC}` is at 90 degrees to the all-ones vector. A zero vector, to which the
+    propositions assign no angle but a mean of zero, counts as 90.
+
+    Args:
+        w: Vectors, shape ``(..., m)``.
+        direction: Vectors that broadcast against ``w``.
+
+    Returns:
+        Angles in [0, 180], shape ``(...)``.
+
+    Example:
+        >>> angle_degrees(torch.tensor([1.0, 0.0]), torch.ones(2))
+        tensor(45.)
+    """
+    norms: Tensor = torch.linalg.vector_norm(w, dim=-1) * torch.linalg.vector_norm(direction, dim=-1)
+    cosine: Tensor = (w * direction).sum(-1) / norms.where(norms > 0, 1.0)
+    return torch.acos(cosine.clamp(-1.0, 1.0)).rad2deg()
+
+
+def _shear(m: int) -> float:
+    return 1 / (m + math.sqrt(m))

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from lcw_lightning import Digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = Digits()
+    data.setup("fit")
+    return data
+
+
+def test_train_and_test_images_are_all_of_scikit_learns_and_disjoint(digits):
+    train, test = digits.train_dataset.tensors[0], digits.test_dataset.tensors[0]
+    assert train.shape == (1437, 1, 8, 8)
+    assert test.shape == (360, 1, 8, 8)
+    labels = torch.cat((digits.train_dataset.tensors[1], digits.test_dataset.tensors[1]))
+    assert labels.bincount().tolist() == torch.tensor(load_digits().target).bincount().tolist()
+
+
+def test_images_keep_their_labels(digits):
+    raw = load_digits()
+    by_image = {image.tobytes(): label for image, label in zip(raw.images, raw.target, strict=True)}
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    labels = digits.test_dataset.tensors[1]
+    assert [by_image[raw.images[index].tobytes()] for index in order[1437:]] == labels.tolist()
+
+
+def test_each_training_pixel_has_mean_zero_and_all_together_std_one(digits):
+    train = digits.train_dataset.tensors[0]
+    torch.testing.assert_close(train.mean(0), torch.zeros(1, 8, 8), atol=1e-5, rtol=0)
+    assert train.std(correction=0).item() == pytest.approx(1)
+
+
+def test_test_images_are_scaled_by_the_training_images_alone(digits):
+    test = digits.test_dataset.tensors[0]
+    assert 1e-3 < test.mean(0).abs().max() < 0.5
+
+
+def test_the_split_follows_from_its_own_seed(digits):
+    def test_labels(**seeds):
+        data = Digits(**seeds)
+        data.setup("fit")
+        return data.test_dataset.tensors[1].tolist()
+
+    assert test_labels(seed=1) == digits.test_dataset.tensors[1].tolist()
+    assert test_labels(split_seed=1) != digits.test_dataset.tensors[1].tolist()
+
+
+def test_training_batches_are_shuffled_and_the_others_are_not(digits):
+    images, labels = next(iter(digits.train_dataloader()))
+    assert images.shape == (128, 1, 8, 8)
+    assert images.dtype == torch.float32
+    assert labels.tolist() != digits.train_dataset.tensors[1][:128].tolist()
+    for loader in (digits.val_dataloader(), digits.test_dataloader(), digits.predict_dataloader()):
+        assert next(iter(loader))[1].tolist() == digits.test_dataset.tensors[1][:128].tolist()

@@ -1,0 +1,157 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lcw_lightning import linearly_constrained
+from lcw_lightning.theory.zero_sum import project_zero_sum
+
+LAYERS = {
+    "linear": lambda: nn.Linear(6, 4),
+    "conv1d": lambda: nn.Conv1d(6, 4, 3),
+    "conv2d": lambda: nn.Conv2d(6, 4, 3),
+    "conv3d": lambda: nn.Conv3d(6, 4, 2),
+    "grouped": lambda: nn.Conv2d(6, 4, 3, groups=2),
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4),
+}
+layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+
+
+def sums(layer: nn.Module) -> torch.Tensor:
+    units = layer.weight.detach().flatten(1)
+    return units.sum(1).abs() / units.norm(dim=1)
+
+
+@layers
+def test_each_unit_starts_as_the_projection_of_the_plain_weight(make):
+    plain = make()
+    layer = linearly_constrained(copy.deepcopy(plain))
+    expected = project_zero_sum(plain.weight.flatten(1)).view_as(plain.weight)
+    torch.testing.assert_close(layer.weight, expected)
+    assert sums(layer).max() < 1e-6
+    assert sums(plain).max() > 1e-2
+
+
+@layers
+def test_it_returns_the_module_and_keeps_the_parameter_object(make):
+    layer = make()
+    parameter = layer.weight
+    assert linearly_constrained(layer) is layer
+    assert layer.parametrizations.weight.original is parameter
+
+
+@layers
+def test_the_state_dict_holds_coordinates_and_nothing_more(make):
+    layer = linearly_constrained(make())
+    assert set(layer.state_dict()) == {"bias", "parametrizations.weight.original"}
+    weight = layer.weight
+    assert layer.parametrizations.weight.original.shape == (weight.shape[0], weight[0].numel() - 1)
+
+
+@layers
+def test_the_constraint_holds_after_a_step_with_momentum_and_weight_decay(make):
+    layer = linearly_constrained(make())
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (layer.weight * torch.randn_like(layer.weight)).sum().backward()
+        optimizer.step()
+    assert (layer.weight - before).abs().max() > 0.1
+    assert sums(layer).max() < 1e-6
+
+
+@layers
+def test_an_assigned_weight_is_projected(make):
+    layer = linearly_constrained(make())
+    value = torch.randn_like(layer.weight)
+    layer.weight = value
+    torch.testing.assert_close(layer.weight, project_zero_sum(value.flatten(1)).view_as(value))
+
+
+@layers
+def test_a_plain_state_dict_loads_strictly(make):
+    plain, layer = make(), linearly_constrained(make())
+    layer.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(layer.weight, project_zero_sum(plain.weight.flatten(1)).view_as(plain.weight))
+    assert torch.equal(layer.bias, plain.bias)
+
+
+@layers
+def test_its_own_state_dict_loads_bit_for_bit(make):
+    source, layer = linearly_constrained(make()), linearly_constrained(make())
+    layer.load_state_dict(source.state_dict())
+    assert torch.equal(layer.weight, source.weight)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"momentum": 0.9}, {"momentum": 0.9, "weight_decay": 0.01}], ids=str)
+@pytest.mark.parametrize("fan_in", [2, 7])
+def test_sgd_walks_the_path_of_the_centred_gradient_and_of_the_qr_basis(fan_in, kwargs):
+    inputs, targets = torch.randn(32, fan_in, dtype=torch.float64), torch.randn(32, 5, dtype=torch.float64)
+    plain = nn.Linear(fan_in, 5, dtype=torch.float64)
+    layer = linearly_constrained(copy.deepcopy(plain))
+    centred = layer.weight.detach().clone().requires_grad_()
+    spanning = torch.cat((torch.eye(fan_in - 1), -torch.ones(1, fan_in - 1))).to(torch.float64)
+    qr = torch.linalg.qr(spanning).Q
+    coordinates = (plain.weight.detach() @ qr).requires_grad_()
+    free = layer.weight.detach().clone().requires_grad_()
+
+    def loss(weight: torch.Tensor) -> torch.Tensor:
+        return (torch.sigmoid(inputs @ weight.T) - targets).square().mean()
+
+    optimizer = torch.optim.SGD([layer.parametrizations.weight.original, centred, coordinates, free], lr=0.5, **kwargs)
+    for _ in range(50):
+        optimizer.zero_grad()
+        (loss(layer.weight) + loss(centred) + loss(coordinates @ qr.T) + loss(free)).backward()
+        centred.grad = project_zero_sum(centred.grad)
+        optimizer.step()
+
+    torch.testing.assert_close(layer.weight, centred)
+    torch.testing.assert_close(layer.weight, coordinates @ qr.T)
+    assert (layer.weight - free).abs().max() > 1e-3  # the constraint does change the path
+
+
+def test_weight_decay_shrinks_the_weight_as_it_would_the_plain_one():
+    layer = linearly_constrained(nn.Linear(6, 4))
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, weight_decay=0.1)
+    (0 * layer.weight).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight, 0.95 * before)
+
+
+def test_another_parameter_can_be_named():
+    layer = nn.Bilinear(3, 4, 2)
+    assert linearly_constrained(layer, name="weight") is layer
+    assert sums(layer).max() < 1e-6
+
+
+def test_a_stale_gradient_is_dropped():
+    layer = nn.Linear(6, 4)
+    layer(torch.ones(1, 6)).sum().backward()
+    linearly_constrained(layer)
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+def test_the_constrained_layer_can_be_copied_and_printed():
+    layer = linearly_constrained(nn.Conv2d(3, 4, 3))
+    assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+    assert "ZeroSum(weight_shape=(4, 3, 3, 3))" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "message"),
+    [
+        pytest.param(nn.Linear(1, 4), "weight", r"Linear\.weight of shape \(4, 1\) has fan_in=1", id="fan-in-1"),
+        pytest.param(nn.Conv2d(4, 4, 1, groups=4), "weight", "has fan_in=1", id="depthwise-1x1"),
+        pytest.param(nn.Linear(3, 4), "bias", r"Linear\.bias of shape \(4,\) has fan_in=1", id="bias"),
+        pytest.param(nn.Linear(3, 4, bias=False), "bias", r"Linear\.bias is none", id="no-parameter"),
+        pytest.param(nn.LazyLinear(4), "weight", "is lazy; run one forward first", id="lazy"),
+        pytest.param(linearly_constrained(nn.Linear(3, 4)), "weight", "is parametrized already", id="twice"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_what_cannot_be_constrained_is_refused_by_name(layer, name, message):
+    with pytest.raises(ValueError, match=message):
+        linearly_constrained(layer, name)
