@@ -3,13 +3,15 @@
 import os
 import pickle
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import shtab
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -22,6 +24,14 @@ __all__ = ["LCWCLI", "main"]
 GROUPS = {"constraint": ConstraintCallback, "minibatch_init": MinibatchInitCallback, "shift_monitor": ShiftMonitor}
 
 
+class LCWParser(LightningArgumentParser):
+    """A parser whose errors are one message: the usage with its 200 options would bury it."""
+
+    @override
+    def print_usage(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
 class LCWCLI(LightningCLI):
     """Any LightningModule, data module and Trainer, with LCW's callbacks in front of the user's own."""
 
@@ -31,6 +41,9 @@ class LCWCLI(LightningCLI):
             parser.add_class_arguments(callback, group)
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
         parser.link_arguments("seed_everything", "data.init_args.seed")
+        for option in ("--model", "--data"):
+            # jsonargparse would walk every module that any module can hold, without end.
+            parser._option_string_actions[option].complete = shtab.FILE  # type: ignore[attr-defined]
 
     @override
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
@@ -43,9 +56,9 @@ class LCWCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         # Lightning's own version lets the checkpoint's hyperparameters override explicit flags, without a word.
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry"):
-            check_checkpoint(path)
+        arguments = self.config[self.config.subcommand]
+        if arguments.ckpt_path and arguments.ckpt_path not in ("best", "last", "hpc"):
+            check_checkpoint(arguments.ckpt_path, weights_only=arguments.weights_only is not False)
 
     def after_fit(self) -> None:
         """Test the weights that training ended with, if ``--test_after_fit`` says so."""
@@ -69,7 +82,7 @@ class SaveConfigBesideLogs(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def check_checkpoint(path: str) -> None:
+def check_checkpoint(path: str, weights_only: bool = True) -> None:
     """Read the checkpoint before anything else happens.
 
     Raises:
@@ -79,7 +92,7 @@ def check_checkpoint(path: str) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path!r}; runs keep theirs in <log folder>/checkpoints.")
     try:
-        torch.load(path, map_location="meta", weights_only=True)
+        torch.load(path, map_location="meta", weights_only=weights_only)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"the checkpoint {path!r} cannot be read: it is truncated, no checkpoint, or holds more than plain data. "
@@ -90,19 +103,18 @@ def check_checkpoint(path: str) -> None:
 def main(args: ArgsType = None) -> None:
     """Run ``lcw``. A mistake ends in one message on stderr and exit status 1 or 2.
 
-    ``JSONARGPARSE_DEBUG=1`` in the environment shows the traceback instead.
+    ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_flush_denormal(True)  # on CPUs, vanishing gradients become denormal, which slows a step thirtyfold
+    # Lightning's own call of a deprecated torch function, which would greet every user.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     try:
         LCWCLI(
-            LightningModule,
-            LightningDataModule,
             save_config_callback=SaveConfigBesideLogs,
+            parser_class=LCWParser,
             seed_everything_default=0,
             parser_kwargs={"version": version("lcw_lightning")},
-            subclass_mode_model=True,
-            subclass_mode_data=True,
             auto_configure_optimizers=False,
             args=args,
         )

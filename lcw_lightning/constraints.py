@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lcw_lightning.layers import WeightRef, named_weights, select_weights
+from lcw_lightning.layers import WeightRef, listed, named_weights, select_weights
 from lcw_lightning.parametrizations import ZeroSum, constrainable_parameter, linearly_constrained
 from lcw_lightning.theory.zero_sum import BASIS_VERSION
 
@@ -55,7 +55,7 @@ def constrain(
     selected = select_weights(model, include, exclude)
     unconstrainable = [name for name, ref in selected.items() if ref.fan_in == 1]
     if unconstrainable:
-        warnings.warn(f"left unconstrained, because fan_in is 1: {', '.join(unconstrainable)}.", stacklevel=2)
+        warnings.warn(f"left unconstrained, because fan_in is 1: {listed(unconstrainable)}.", stacklevel=2)
     wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
     new = {name: ref for name, ref in wanted.items() if _kind_of(ref) != kind}
     _check_constrainable(model, new)
@@ -116,10 +116,13 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
     for name, kind in entry["constraints"].items():
         if name not in weights:
             raise ValueError(
-                f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have; it is of another model."
+                f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have: "
+                "it was written by another model."
             )
         if kind not in _VERBS:
-            raise ValueError(f"the checkpoint's {name!r} has the kind {kind!r}, which this lcw_lightning does not know.")
+            raise ValueError(
+                f"the checkpoint's {name!r} has the kind {kind!r}, which this lcw_lightning does not know."
+            )
     for name, kind in entry["constraints"].items():
         if _kind_of(weights[name]) == "none":
             _VERBS[kind](weights[name].layer, weights[name].name)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["WeightRef", "named_weights", "select_weights"]
+__all__ = ["WeightRef", "listed", "named_weights", "select_weights"]
 
 SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 LAYER_TYPES = tuple(SPATIAL_DIMS)
@@ -123,9 +123,20 @@ def select_weights(
     if not selected:
         raise ValueError(
             f"include={list(include)} and exclude={list(exclude)} leave no weight of {type(model).__name__}; "
-            f"it has {_listed(weights)}."
+            f"it has {listed(weights)}."
         )
     return selected
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return the names for a message, the first ``most`` of them in full.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        "'a', 'b' and 1 more"
+    """
+    names = [repr(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -139,14 +150,9 @@ def _no_match(pattern: str, names: Iterable[str], model: nn.Module) -> str:
         return f"{type(model).__name__} has no weight for the pattern {pattern!r}: it needs a layer of {kinds}."
     near = get_close_matches(pattern, names, n=3, cutoff=0.0)
     return (
-        f"the pattern {pattern!r} matches no weight of {type(model).__name__}; near it are {_listed(near)} "
+        f"the pattern {pattern!r} matches no weight of {type(model).__name__}; near it are {listed(near)} "
         f"({len(names)} weights in all, named 'layer.weight')."
     )
-
-
-def _listed(names: Iterable[str], most: int = 5) -> str:
-    names = [repr(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _spatial_dims(layer: nn.Module) -> int:

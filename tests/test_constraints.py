@@ -68,7 +68,7 @@ def test_an_unknown_kind_lists_the_known_ones():
 
 def test_fan_in_1_is_skipped_and_reported():
     network = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 2))
-    with pytest.warns(UserWarning, match=r"left unconstrained, because fan_in is 1: 0\.weight"):
+    with pytest.warns(UserWarning, match=r"left unconstrained, because fan_in is 1: '0\.weight'"):
         assert constrain(network) == ["1.weight"]
 
 

@@ -33,7 +33,11 @@ def test_a_constant_image_gives_every_unit_its_expanded_input(layer):
 
 def test_names_follow_the_model_and_leave_other_weights_out():
     model = nn.ModuleDict(
-        {"embedding": nn.Embedding(5, 4), "body": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), "head": LAYERS["grouped"]}
+        {
+            "embedding": nn.Embedding(5, 4),
+            "body": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
+            "head": LAYERS["grouped"],
+        }
     )
     assert list(named_weights(model)) == ["body.0.weight", "head.weight"]
 

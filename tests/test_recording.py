@@ -98,8 +98,10 @@ def hooks(module: nn.Module) -> int:
 
 def test_no_hook_stays_after_the_block_nor_after_an_exception():
     layer, recorder = nn.Linear(4, 4), Recorder()
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), observe({"layer": layer}, recorder):
+    with observe({"layer": layer}, recorder):
         assert hooks(layer) == 2
+    assert hooks(layer) == 0
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), observe({"layer": layer}, recorder):
         layer(torch.randn(5, 3))
     assert hooks(layer) == 0
 

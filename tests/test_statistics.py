@@ -48,7 +48,9 @@ def test_statistics_match_their_definitions(make, shape):
         "amplification_backward": (da.var(0, correction=0).mean() / dz.var(0, correction=0).mean()).item(),
         "sparsity": (a == 0).double().mean().item(),
         "dead_units": 0.0,
-        "constraint_residual": (layer.weight.flatten(1).sum(1).abs() / layer.weight.flatten(1).norm(dim=1)).max().item(),
+        "constraint_residual": (layer.weight.flatten(1).sum(1).abs() / layer.weight.flatten(1).norm(dim=1))
+        .max()
+        .item(),
     }
 
 

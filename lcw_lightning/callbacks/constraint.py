@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lcw_lightning.constraints import Kind, constrain, constrained_weights, save_constraints
-from lcw_lightning.layers import named_weights, select_weights
+from lcw_lightning.layers import listed, named_weights, select_weights
 
 __all__ = ["ConstraintCallback"]
 
@@ -68,8 +68,8 @@ class ConstraintCallback(Callback):
         ]
         if untrained:
             raise ValueError(
-                f"no optimizer holds the constrained weights {', '.join(untrained)}, so they would never train; make "
-                "the optimizer in configure_optimizers(), or freeze them with requires_grad_(False)."
+                f"no optimizer holds the constrained weights {listed(untrained)}, so they would never train; make the "
+                "optimizer in configure_optimizers(), or freeze them with requires_grad_(False)."
             )
 
     @override
@@ -82,8 +82,8 @@ class ConstraintCallback(Callback):
             too_small = [name for name, ref in selected.items() if ref.fan_in == 1]
             if too_small:
                 raise ValueError(
-                    f"a constrained weight needs fan_in >= 2, but {', '.join(too_small)} has fan_in=1, for which zero "
-                    "is the only zero-sum weight; name it in exclude to leave it unconstrained."
+                    f"a constrained weight needs fan_in >= 2, but fan_in is 1 for {listed(too_small)}, where zero is "
+                    "the only zero-sum weight; name them in exclude to leave them unconstrained."
                 )
         constrain(pl_module, self.kind, self.include, self.exclude)
 

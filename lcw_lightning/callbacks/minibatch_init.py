@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lcw_lightning.initialization import is_initialized, mark_initialized, rescale_on_first_forward
+from lcw_lightning.layers import listed
 
 __all__ = ["MinibatchInitCallback"]
 
@@ -55,7 +56,7 @@ class MinibatchInitCallback(Callback):
     ) -> None:
         if self._waiting:
             warnings.warn(
-                f"the first batch did not reach {', '.join(sorted(self._waiting))}; they keep the weights they had.",
+                f"the first batch did not reach {listed(sorted(self._waiting))}; they keep the weights they had.",
                 stacklevel=2,
             )
         self._disarm()

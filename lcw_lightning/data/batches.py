@@ -40,9 +40,7 @@ class BatchLoader:
         rank: int = 0,
     ) -> None:
         self._tensors = dataset.tensors
-        self.sampler: DistributedSampler[int] = DistributedSampler(
-            dataset, num_replicas, rank, shuffle, seed
-        )
+        self.sampler: DistributedSampler[int] = DistributedSampler(dataset, num_replicas, rank, shuffle, seed)
         self.batch_sampler = BatchSampler(self.sampler, batch_size, drop_last=False)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:

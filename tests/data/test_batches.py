@@ -1,3 +1,5 @@
+from itertools import chain
+
 import torch
 from torch.utils.data import TensorDataset
 
@@ -27,7 +29,7 @@ def test_the_order_follows_from_seed_and_epoch():
     assert epoch_of(one, 3) == epoch_of(same, 3)
     assert epoch_of(one, 3) != epoch_of(one, 4)
     assert epoch_of(one, 3) != epoch_of(other, 3)
-    assert sorted(sum(epoch_of(one, 3), [])) == list(range(10))
+    assert sorted(chain(*epoch_of(one, 3))) == list(range(10))
 
 
 def test_the_global_random_state_is_neither_read_nor_moved():
@@ -38,5 +40,5 @@ def test_the_global_random_state_is_neither_read_nor_moved():
 
 def test_ranks_share_an_epoch_without_overlap():
     loaders = [BatchLoader(DATASET, 2, shuffle=True, seed=1, num_replicas=2, rank=rank) for rank in (0, 1)]
-    parts = [sum(epoch_of(loader, 5), []) for loader in loaders]
+    parts = [list(chain(*epoch_of(loader, 5))) for loader in loaders]
     assert sorted(parts[0] + parts[1]) == list(range(10))

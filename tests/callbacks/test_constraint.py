@@ -1,0 +1,136 @@
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lcw_lightning import ConstraintCallback, fold
+from lcw_lightning.constraints import constrained_weights
+
+ALL = dict.fromkeys(["body.0.weight", "body.2.weight", "head.weight"], "lcw")
+hooks = pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])
+
+
+def residual(layer):
+    return (layer.weight.sum(1).abs() / layer.weight.norm(dim=1)).max()
+
+
+@hooks
+def test_fit_trains_zero_sum_weights_wherever_layers_are_built(build_in, make_project, make_trainer, loader):
+    project = make_project(build_in)
+    make_trainer(ConstraintCallback()).fit(project, loader)
+    assert constrained_weights(project) == ALL
+    assert residual(project.head) < 1e-6
+    plain = make_project(build_in)
+    plain.build()
+    assert (project.head.weight - plain.head.weight).abs().max() > 1e-2
+
+
+@hooks
+@pytest.mark.parametrize("run", ["validate", "test", "predict"])
+def test_other_runs_constrain_too(run, build_in, make_project, make_trainer, loader):
+    project = make_project(build_in)
+    getattr(make_trainer(ConstraintCallback()), run)(project, loader)
+    assert constrained_weights(project) == ALL
+
+
+@hooks
+def test_nothing_of_the_callback_stays_on_the_module(build_in, make_project, make_trainer, loader):
+    project = make_project(build_in)
+    make_trainer(ConstraintCallback()).fit(project, loader)
+    assert "configure_model" not in vars(project)
+
+
+def test_fit_again_then_test_then_predict_constrains_once(make_project, make_trainer, loader):
+    project, trainer = make_project(), make_trainer(ConstraintCallback())
+    trainer.fit(project, loader)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(project, loader)
+    trainer.test(project, loader)
+    trainer.predict(project, loader)
+    assert len(project.head.parametrizations.weight) == 1
+
+
+def test_the_optimizer_holds_the_coordinates(make_project, make_trainer, loader):
+    project, trainer = make_project(), make_trainer(ConstraintCallback())
+    trainer.fit(project, loader)
+    held = {id(parameter) for parameter in trainer.optimizers[0].param_groups[0]["params"]}
+    assert held == {id(parameter) for parameter in project.parameters()}
+
+
+def test_kind_none_trains_the_plain_module(make_project, make_trainer, loader):
+    project, plain = make_project(), make_project()
+    make_trainer(ConstraintCallback("none")).fit(project, loader)
+    make_trainer().fit(plain, loader)
+    for ours, theirs in zip(project.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_two_callbacks_share_a_module_by_patterns(make_project, make_trainer, loader):
+    project = make_project()
+    trainer = make_trainer(ConstraintCallback(include=["body.*"]), ConstraintCallback(include=["head.*"]))
+    trainer.fit(project, loader)
+    assert constrained_weights(project) == ALL
+
+
+@hooks
+def test_resume_is_bit_exact(build_in, make_project, make_trainer, loader, tmp_path):
+    whole = make_project(build_in)
+    make_trainer(ConstraintCallback(), max_epochs=3).fit(whole, loader)
+
+    first = make_trainer(ConstraintCallback(), ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True)
+    first.fit(make_project(build_in), loader)
+    resumed = make_project(build_in)
+    path = first.checkpoint_callback.best_model_path
+    make_trainer(ConstraintCallback(), max_epochs=3).fit(resumed, loader, ckpt_path=path)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+
+def test_the_checkpoint_loads_safely_and_names_basis_and_weights(make_project, make_trainer, loader, tmp_path):
+    trainer = make_trainer(ConstraintCallback(exclude=["head.*"]), ModelCheckpoint(tmp_path), enable_checkpointing=True)
+    trainer.fit(make_project(), loader)
+    checkpoint = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
+    assert checkpoint["lcw_lightning"] == {
+        "basis_version": 1,
+        "constraints": {"body.0.weight": "lcw", "body.2.weight": "lcw"},
+    }
+
+
+def test_a_plain_checkpoint_loads_into_a_constrained_run(make_project, make_trainer, loader, tmp_path):
+    trainer = make_trainer(ModelCheckpoint(tmp_path), enable_checkpointing=True)
+    plain = make_project()
+    trainer.fit(plain, loader)
+    project = make_project()
+    path = trainer.checkpoint_callback.best_model_path
+    make_trainer(ConstraintCallback()).test(project, loader, ckpt_path=path)
+    torch.testing.assert_close(fold(project).head.weight, plain.head.weight - plain.head.weight.mean(1, keepdim=True))
+
+
+@hooks
+def test_a_pattern_without_a_match_stops_the_run_before_it_starts(build_in, make_project, make_trainer, loader):
+    with pytest.raises(ValueError, match=r"'tail\.\*' matches no weight"):
+        make_trainer(ConstraintCallback(exclude=["tail.*"])).fit(make_project(build_in), loader)
+
+
+def test_fan_in_1_stops_the_run_unless_it_is_excluded(make_project, make_trainer, loader):
+    project = make_project()
+    project.gain = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"fan_in is 1 for 'gain\.weight'.*name them in exclude"):
+        make_trainer(ConstraintCallback()).fit(project, loader)
+    make_trainer(ConstraintCallback(exclude=["gain.*"])).fit(project, loader)
+    assert constrained_weights(project) == ALL
+
+
+def test_a_constrained_weight_that_no_optimizer_holds_is_an_error(make_project, make_trainer, loader):
+    project = make_project()
+    project.configure_optimizers = lambda: torch.optim.SGD(project.body.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"no optimizer holds the constrained weights 'head\.weight'"):
+        make_trainer(ConstraintCallback()).fit(project, loader)
+
+
+def test_a_frozen_weight_needs_no_optimizer(make_project, make_trainer, loader):
+    project = make_project()
+    project.head.requires_grad_(False)
+    project.configure_optimizers = lambda: torch.optim.SGD(project.body.parameters(), lr=0.1)
+    make_trainer(ConstraintCallback()).fit(project, loader)
+    assert residual(project.head) < 1e-6

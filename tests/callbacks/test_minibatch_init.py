@@ -1,0 +1,121 @@
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lcw_lightning import ConstraintCallback, MinibatchInitCallback, constrain, minibatch_init_
+from lcw_lightning.constraints import constrained_weights
+
+
+class Snapshots(Callback):
+    """Keeps the weights as they are after each backward pass, before the optimizer steps."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.states.append({key: value.clone() for key, value in pl_module.state_dict().items()})
+
+
+def first_batch(loader):
+    return next(iter(loader))[0]
+
+
+@pytest.mark.parametrize("kind", ["none", "lcw"])
+def test_the_first_step_trains_weights_initialized_on_the_first_batch(kind, make_project, make_trainer, loader):
+    project, expected, snapshots = make_project(), make_project(), Snapshots()
+    make_trainer(ConstraintCallback(kind), MinibatchInitCallback(), snapshots).fit(project, loader)
+    constrain(expected, kind)
+    minibatch_init_(expected, first_batch(loader))
+    for key, value in expected.state_dict().items():
+        assert torch.equal(snapshots.states[0][key], value), key
+
+
+def test_it_happens_once(make_project, make_trainer, loader):
+    project, snapshots = make_project(optimizer_kwargs={"lr": 0.0}), Snapshots()
+    make_trainer(MinibatchInitCallback(), snapshots, max_epochs=2).fit(project, loader)
+    assert len(snapshots.states) == 8
+    for state in snapshots.states:
+        assert all(torch.equal(state[key], value) for key, value in snapshots.states[0].items())
+
+
+def test_settings_reach_the_layers(make_project, make_trainer, loader):
+    project, expected, snapshots = make_project(), make_project(), Snapshots()
+    make_trainer(MinibatchInitCallback(target_std=0.5, granularity="unit"), snapshots).fit(project, loader)
+    minibatch_init_(expected, first_batch(loader), target_std=0.5, granularity="unit")
+    assert torch.equal(snapshots.states[0]["head.weight"], expected.head.weight)
+
+
+def test_granularity_none_leaves_weights_as_they_were_drawn(make_project, make_trainer, loader):
+    project, plain = make_project(), make_project()
+    make_trainer(MinibatchInitCallback(granularity="none")).fit(project, loader)
+    make_trainer().fit(plain, loader)
+    assert torch.equal(project.head.weight, plain.head.weight)
+
+
+def test_resume_does_not_initialize_again(make_project, make_trainer, loader, tmp_path):
+    callbacks = ConstraintCallback(), MinibatchInitCallback()
+    whole = make_project()
+    make_trainer(*callbacks, max_epochs=3).fit(whole, loader)
+    first = make_trainer(*callbacks, ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True)
+    first.fit(make_project(), loader)
+    resumed = make_project()
+    path = first.checkpoint_callback.best_model_path
+    make_trainer(*callbacks, max_epochs=3).fit(resumed, loader, ckpt_path=path)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+
+def test_a_second_fit_of_a_trained_module_does_not_initialize_again(make_project, make_trainer, loader):
+    project = make_project()
+    make_trainer(MinibatchInitCallback()).fit(project, loader)
+    trained, snapshots = project.head.weight.clone(), Snapshots()
+    make_trainer(MinibatchInitCallback(), snapshots).fit(project, loader)
+    assert torch.equal(snapshots.states[0]["head.weight"], trained)
+
+
+def test_validation_before_training_sees_no_hook(make_project, make_trainer, loader):
+    project, plain = make_project(), make_project()
+    make_trainer(MinibatchInitCallback()).validate(project, loader)
+    assert torch.equal(project.head.weight, plain.head.weight)
+
+
+def test_a_layer_that_the_first_batch_does_not_reach_is_reported(make_project, make_trainer, loader):
+    project = make_project()
+    project.spare = nn.Linear(4, 4)
+    before = project.spare.weight.clone()
+    with pytest.warns(UserWarning, match=r"did not reach 'spare\.weight'"):
+        make_trainer(MinibatchInitCallback()).fit(project, loader)
+    assert torch.equal(project.spare.weight, before)
+
+
+def test_nan_in_the_first_batch_stops_the_run_and_leaves_no_hook(make_project, make_trainer):
+    project = make_project()
+    dataset = TensorDataset(torch.full((4, 8), float("nan")), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"those of 'body\.0\.weight' are NaN or infinite"):
+        make_trainer(MinibatchInitCallback()).fit(project, DataLoader(dataset))
+    assert not any(module._forward_pre_hooks for module in project.modules())
+
+
+def test_it_works_where_layers_are_built_late(make_project, make_trainer, loader):
+    project, snapshots = make_project("configure_model"), Snapshots()
+    make_trainer(ConstraintCallback(), MinibatchInitCallback(), snapshots).fit(project, loader)
+    assert len(constrained_weights(project)) == 3
+    assert not snapshots.states[0]["head.bias"].any()
+
+
+def test_fast_dev_run_initializes_on_its_one_batch(make_project, make_trainer, loader):
+    project, snapshots = make_project(), Snapshots()
+    make_trainer(MinibatchInitCallback(), snapshots, fast_dev_run=True).fit(project, loader)
+    assert not snapshots.states[0]["head.bias"].any()
+
+
+def test_a_compiled_network_initializes_in_eager_mode(make_project, make_trainer, loader):
+    project, eager, snapshots, expected = make_project(), make_project(), Snapshots(), Snapshots()
+    project.body.compile(backend="aot_eager")
+    make_trainer(MinibatchInitCallback(), snapshots).fit(project, loader)
+    make_trainer(MinibatchInitCallback(), expected).fit(eager, loader)
+    for key, value in expected.states[0].items():
+        assert torch.equal(snapshots.states[0][key], value), key
