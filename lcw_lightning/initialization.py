@@ -45,15 +45,9 @@ def rescale_on_first_forward(
         ValueError: At once for a bad setting; within the forward pass for a layer whose input is not finite or whose
             preactivation is constant.
     """
-    if not target_std > 0:
-        raise ValueError(f"minibatch initialization needs target_std > 0, got {target_std}.")
-    if granularity not in get_args(Granularity):
-        raise ValueError(f"granularity is one of {get_args(Granularity)}, got {granularity!r}.")
-    armed = {
-        name: ref
-        for name, ref in named_weights(model).items()
-        if any(parameter.requires_grad for parameter in ref.parameters)
-    }
+    _check_settings(target_std, granularity)
+    weights = named_weights(model)
+    armed = {name: ref for name, ref in weights.items() if any(weight.requires_grad for weight in ref.parameters)}
     handles: dict[str, RemovableHandle] = {}
     waiting = set(armed)
 
@@ -121,6 +115,13 @@ def mark_initialized(model: nn.Module) -> None:
 def is_initialized(model: nn.Module) -> bool:
     """Return whether :func:`mark_initialized` was called on ``model``."""
     return "_lcw_initialized" in vars(model)
+
+
+def _check_settings(target_std: float, granularity: Granularity) -> None:
+    if not target_std > 0:
+        raise ValueError(f"minibatch initialization needs target_std > 0, got {target_std}.")
+    if granularity not in get_args(Granularity):
+        raise ValueError(f"granularity is one of {get_args(Granularity)}, got {granularity!r}.")
 
 
 def _check_std(std: Tensor, name: str) -> None:

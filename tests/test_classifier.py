@@ -58,13 +58,13 @@ def test_a_plateau_scheduler_watches_the_validation_loss(loader, make_trainer):
     classifier = ImageClassifier(make_network(), SGD, partial(ReduceLROnPlateau, threshold=1e9, patience=0, factor=0.5))
     trainer = make_trainer(max_epochs=3)
     trainer.fit(classifier, loader, loader)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.025)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
 
 
 def test_a_checkpoint_from_python_loads_safely_with_the_same_arguments(loader, make_trainer):
     trainer = make_trainer(callbacks=[ConstraintCallback()])
     classifier = ImageClassifier(make_network(), SGD)
-    trainer.fit(classifier, loader)
+    trainer.fit(classifier, loader, loader)
     path = trainer.checkpoint_callback.best_model_path
     assert not torch.load(path, weights_only=True).get("hyper_parameters")
     loaded = ImageClassifier.load_from_checkpoint(path, network=make_network(), optimizer=SGD)
@@ -76,7 +76,7 @@ def test_a_network_constrained_by_hand_travels_with_the_checkpoint_too(loader, m
     classifier = ImageClassifier(make_network(), SGD)
     constrain(classifier.network)
     trainer = make_trainer()
-    trainer.fit(classifier, loader)
+    trainer.fit(classifier, loader, loader)
     path = trainer.checkpoint_callback.best_model_path
     loaded = ImageClassifier.load_from_checkpoint(path, network=make_network(), optimizer=SGD)
     assert torch.equal(loaded.network[1].weight, classifier.network[1].weight)
