@@ -126,9 +126,9 @@ def table(runs_by_method: dict[str, list[dict]]) -> str:
 
 def write_between_markers(name: str, text: str) -> None:
     """Put the text between the README's markers for this grid."""
-    begin, end = f"<!-- {name}: made by tools/reproduce.py -->\n", f"\n<!-- /{name} -->"
+    begin, end = f"<!-- {name}: made by tools/reproduce.py -->", f"<!-- /{name} -->"
     before, rest = README.read_text().split(begin)
-    README.write_text(before + begin + text + end + rest.split(end)[1])
+    README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def picture(name: str, runs_by_method: dict[str, list[dict]]) -> None:
