@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from lcw_lightning.layers import WeightRef, named_weights
@@ -140,11 +139,7 @@ def _check_std(std: Tensor, name: str) -> None:
 
 def _scale_(ref: WeightRef, factor: Tensor) -> None:
     weight = ref.value
-    scaled = weight * factor.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
-    if parametrize.is_parametrized(ref.layer, ref.name):
-        setattr(ref.layer, ref.name, scaled)
-    else:
-        weight.copy_(scaled)
+    ref.assign_(weight * factor.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)))
 
 
 def _preactivation_std(z: Tensor, channel_dim: int, granularity: Granularity) -> Tensor:

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 __all__ = ["WeightRef", "listed", "named_weights", "select_weights"]
 
@@ -71,6 +73,23 @@ class WeightRef(NamedTuple):
         originals = f"parametrizations.{self.name}."
         named = self.layer.named_parameters()
         return [parameter for name, parameter in named if name == self.name or name.startswith(originals)]
+
+    @torch.no_grad()
+    def assign_(self, value: Tensor) -> None:
+        """Write the weight in place, through the right inverse of its parametrization where it has one.
+
+        Torch's own ``layer.weight = value`` exchanges the storage of the original, after which DDP waits forever for
+        its gradient.
+        """
+        if not parametrize.is_parametrized(self.layer, self.name):
+            self.value.copy_(value)
+            return
+        held: Any = self.layer.parametrizations[self.name]  # type: ignore[index]
+        originals = value
+        for parametrization in reversed(held):
+            originals = parametrization.right_inverse(originals)
+        for parameter, original in zip(self.parameters, (originals,) if held.is_tensor else originals, strict=True):
+            parameter.copy_(original)
 
     def expand_to_fan_in(self, per_channel: Tensor) -> Tensor:
         """Repeat a value of each input channel over the kernel, for every unit that sees the channel.

@@ -1,4 +1,6 @@
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,17 @@ def test_any_activation_goes_by_class_path_and_arguments():
 def test_any_lightning_module_goes_by_class_path_and_needs_no_data_module():
     boring = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
     main(["fit", boring, "--trainer.fast_dev_run=true", "--trainer.num_sanity_val_steps=0", *QUIET])
+
+
+def test_two_ranks_walk_the_path_of_one_process_with_their_batches_together():
+    flags = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=10", "--trainer.accelerator=cpu"]
+    lcw("fit", *flags, "--data.batch_size=128", "--trainer.default_root_dir=one")
+    # Lightning starts the second rank as a process of its own, with the command line of the first.
+    ranks = ["--data.batch_size=64", "--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.default_root_dir=two"]
+    script = Path("lcw_in_a_file.py")
+    script.write_text("from lcw_lightning.cli import main\nmain()\n")
+    subprocess.run([sys.executable, "-W", "ignore", script, "fit", *SMALL, *QUIET, *flags, *ranks], check=True)
+    one, two = (torch.load(*Path(folder).glob("**/*.ckpt"))["state_dict"] for folder in ("one", "two"))
+    assert set(one) == set(two)
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from lcw_lightning import linearly_constrained
 from lcw_lightning.layers import WeightRef, named_weights, select_weights
+from lcw_lightning.theory.zero_sum import embed_zero_sum
 
 LAYERS = {
     "linear": nn.Linear(6, 4),
@@ -78,3 +80,22 @@ def test_nothing_left_is_an_error(network):
 def test_a_model_without_weights_says_what_is_needed():
     with pytest.raises(ValueError, match="needs a layer of Linear, Conv1d, Conv2d, Conv3d"):
         select_weights(nn.ReLU())
+
+
+ASSIGNABLE = {
+    "plain": nn.Linear(6, 4),
+    "zero-sum": linearly_constrained(nn.Linear(6, 4)),
+    "two-originals": nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)),
+}
+
+
+@pytest.mark.parametrize("layer", ASSIGNABLE.values(), ids=ASSIGNABLE)
+def test_an_assigned_value_comes_back_and_every_parameter_keeps_its_storage(layer):
+    ref = WeightRef(layer, "weight")
+    value = embed_zero_sum(torch.randn(4, 5))
+    before = [(parameter, parameter.data_ptr()) for parameter in layer.parameters()]
+    ref.assign_(value)
+    torch.testing.assert_close(layer.weight, value)
+    for (parameter, pointer), now in zip(before, layer.parameters(), strict=True):
+        assert now is parameter
+        assert now.data_ptr() == pointer
