@@ -6,6 +6,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import shtab
 import torch
@@ -93,10 +94,12 @@ def check_checkpoint(path: str, weights_only: bool = True) -> None:
         raise FileNotFoundError(f"there is no checkpoint {path!r}; runs keep theirs in <log folder>/checkpoints.")
     try:
         torch.load(path, map_location="meta", weights_only=weights_only)
+    except PermissionError:
+        raise
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"the checkpoint {path!r} cannot be read: it is truncated, no checkpoint, or holds more than plain data. "
-            f"Take an older one of the run. ({str(error).splitlines()[0]})"
+            f"the checkpoint {path!r} cannot be read: it is truncated, no checkpoint at all, or holds more than "
+            "tensors and plain values, which is never run. Take another checkpoint of the run."
         ) from error
 
 
@@ -119,6 +122,14 @@ def main(args: ArgsType = None) -> None:
             args=args,
         )
     except (ValueError, OSError, MisconfigurationException) as error:
-        if os.environ.get("JSONARGPARSE_DEBUG"):
+        _exit_with(error)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
             raise
-        sys.exit(f"lcw: error: {error}")
+        _exit_with(error)
+
+
+def _exit_with(error: Exception) -> NoReturn:
+    if os.environ.get("JSONARGPARSE_DEBUG") == "true":
+        raise error
+    sys.exit(f"lcw: error: {error}")

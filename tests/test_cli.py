@@ -91,6 +91,12 @@ def test_a_truncated_checkpoint_is_refused_and_kept(checkpoint, capsys):
     assert Path(checkpoint).read_bytes() == whole
 
 
+def test_a_checkpoint_of_another_network_is_refused(checkpoint, capsys):
+    code, message = failure(capsys, "test", *SMALL, *QUIET, "--ckpt_path", checkpoint, "--model.network.width=8")
+    assert code == 1
+    assert "size mismatch for network.output" in message
+
+
 class Payload:
     """Runs code when it is unpickled."""
 
@@ -102,7 +108,7 @@ def test_a_checkpoint_with_a_payload_is_refused_and_not_run(capsys):
     torch.save({"state_dict": Payload()}, "payload.ckpt")
     code, message = failure(capsys, "test", *SMALL, "--ckpt_path", "payload.ckpt")
     assert code == 1
-    assert "holds more than plain data" in message
+    assert "holds more than tensors and plain values" in message
     assert not Path("payload_ran").exists()
 
 

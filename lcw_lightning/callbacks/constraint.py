@@ -58,6 +58,10 @@ class ConstraintCallback(Callback):
         vars(pl_module).pop("configure_model", None)
 
     @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        vars(pl_module).pop("configure_model", None)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         weights = named_weights(pl_module)
