@@ -99,7 +99,8 @@ class ImageClassifier(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_constraints(self, checkpoint)
-        mark_initialized(self)
+        if checkpoint.get("global_step", 0) > 0:  # Lightning's tuners restore untrained weights this way
+            mark_initialized(self)
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
@@ -127,6 +128,9 @@ class GeometricDecay(LambdaLR):
         every_n_epochs: At least 1.
         floor: Lowest learning rate.
 
+    Raises:
+        ValueError: A factor outside (0, 1], a period below 1, a negative floor.
+
     Example:
         >>> import torch
         >>> sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -138,7 +142,14 @@ class GeometricDecay(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, factor: float = 0.95, every_n_epochs: int = 1, floor: float = 0.001
     ) -> None:
+        if not (0 < factor <= 1 and every_n_epochs >= 1 and floor >= 0):
+            raise ValueError(
+                "GeometricDecay needs 0 < factor <= 1, every_n_epochs >= 1 and floor >= 0, got "
+                f"factor={factor}, every_n_epochs={every_n_epochs}, floor={floor}."
+            )
+
         def relative_rate(initial: float, epoch: int) -> float:
-            return max(factor ** (epoch // every_n_epochs), min(1.0, floor / initial))
+            lowest = min(1.0, floor / initial) if initial else 1.0
+            return max(factor ** (epoch // every_n_epochs), lowest)
 
         super().__init__(optimizer, [partial(relative_rate, group["lr"]) for group in optimizer.param_groups])

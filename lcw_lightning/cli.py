@@ -1,19 +1,17 @@
 """The command ``lcw``: Lightning's command line with the three callbacks as top-level groups."""
 
 import os
-import pickle
 import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 import shtab
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lcw_lightning.callbacks.constraint import ConstraintCallback
@@ -41,7 +39,6 @@ class LCWCLI(LightningCLI):
         for group, callback in GROUPS.items():
             parser.add_class_arguments(callback, group)
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
         for option in ("--model", "--data"):
             # jsonargparse would walk every module that any module can hold, without end.
             parser._option_string_actions[option].complete = shtab.FILE  # type: ignore[attr-defined]
@@ -58,6 +55,8 @@ class LCWCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning's own version lets the checkpoint's hyperparameters override explicit flags, without a word.
         arguments = self.config[self.config.subcommand]
+        if arguments.ckpt_path is None and self.config.subcommand != "fit":
+            rank_zero_warn(f"lcw {self.config.subcommand} without --ckpt_path runs the weights as they are drawn.")
         if arguments.ckpt_path and arguments.ckpt_path not in ("best", "last", "hpc"):
             check_checkpoint(arguments.ckpt_path, weights_only=arguments.weights_only is not False)
 
@@ -90,21 +89,26 @@ def check_checkpoint(path: str, weights_only: bool = True) -> None:
         FileNotFoundError: There is no such file.
         ValueError: It is no whole and safe checkpoint.
     """
+    if "://" in path or Path(path).is_dir():  # remote or sharded: its strategy reads it
+        return
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path!r}; runs keep theirs in <log folder>/checkpoints.")
     try:
-        torch.load(path, map_location="meta", weights_only=weights_only)
+        checkpoint = torch.load(path, map_location="meta", weights_only=weights_only)
+        whole = "state_dict" in checkpoint and "pytorch-lightning_version" in checkpoint
     except PermissionError:
         raise
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception:  # torch.load raises whatever the bytes lead it to
+        whole = False
+    if not whole:
         raise ValueError(
-            f"the checkpoint {path!r} cannot be read: it is truncated, no checkpoint at all, or holds more than "
-            "tensors and plain values, which is never run. Take another checkpoint of the run."
-        ) from error
+            f"{path!r} is no checkpoint of Lightning that can be read: it is truncated, another kind of file, or holds "
+            "more than tensors and plain values, which is never run. Take another checkpoint of the run."
+        )
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``lcw``. A mistake ends in one message on stderr and exit status 1 or 2.
+    """Run ``lcw``. An error ends in one message on stderr and exit status 1 or 2.
 
     ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
@@ -121,15 +125,7 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             args=args,
         )
-    except (ValueError, OSError, MisconfigurationException) as error:
-        _exit_with(error)
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
+    except Exception as error:
+        if os.environ.get("JSONARGPARSE_DEBUG") == "true":
             raise
-        _exit_with(error)
-
-
-def _exit_with(error: Exception) -> NoReturn:
-    if os.environ.get("JSONARGPARSE_DEBUG") == "true":
-        raise error
-    sys.exit(f"lcw: error: {error}")
+        sys.exit(f"lcw: error: {error or type(error).__name__}\n(JSONARGPARSE_DEBUG=true shows where)")

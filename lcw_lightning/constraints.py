@@ -13,7 +13,15 @@ from lcw_lightning.layers import WeightRef, listed, named_weights, select_weight
 from lcw_lightning.parametrizations import ZeroSum, constrainable_parameter, linearly_constrained
 from lcw_lightning.theory.zero_sum import BASIS_VERSION
 
-__all__ = ["Kind", "constrain", "constrained_weights", "fold", "restore_constraints", "save_constraints"]
+__all__ = [
+    "Kind",
+    "check_basis",
+    "constrain",
+    "constrained_weights",
+    "fold",
+    "restore_constraints",
+    "save_constraints",
+]
 
 Kind = Literal["none", "lcw"]
 
@@ -97,6 +105,16 @@ def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> 
     checkpoint[_CHECKPOINT_KEY] = {"basis_version": BASIS_VERSION, "constraints": constrained_weights(model)}
 
 
+def check_basis(checkpoint: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the checkpoint's coordinates are in a basis that this version does not read."""
+    basis_version = checkpoint.get(_CHECKPOINT_KEY, {}).get("basis_version", BASIS_VERSION)
+    if basis_version != BASIS_VERSION:
+        raise ValueError(
+            f"the checkpoint's constrained weights are in basis version {basis_version}, but this lcw_lightning reads "
+            f"version {BASIS_VERSION}; load it with the version of lcw_lightning that wrote it."
+        )
+
+
 def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Constrain what the checkpoint says was constrained when it was saved, where ``model`` has it still plain.
 
@@ -104,16 +122,10 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
         ValueError: The checkpoint's basis is not the one of this version, or it constrains a weight that the model
             does not have, or in a way that this version does not know. The model is then as it was.
     """
-    entry = checkpoint.get(_CHECKPOINT_KEY)
-    if entry is None:
-        return
-    if entry["basis_version"] != BASIS_VERSION:
-        raise ValueError(
-            f"the checkpoint's constrained weights are in basis version {entry['basis_version']}, but this "
-            f"lcw_lightning reads version {BASIS_VERSION}; load it with the version of lcw_lightning that wrote it."
-        )
+    check_basis(checkpoint)
     weights = named_weights(model)
-    for name, kind in entry["constraints"].items():
+    constraints = checkpoint.get(_CHECKPOINT_KEY, {}).get("constraints", {})
+    for name, kind in constraints.items():
         if name not in weights:
             raise ValueError(
                 f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have: "
@@ -123,7 +135,7 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
             raise ValueError(
                 f"the checkpoint's {name!r} has the kind {kind!r}, which this lcw_lightning does not know."
             )
-    for name, kind in entry["constraints"].items():
+    for name, kind in constraints.items():
         if _kind_of(weights[name]) == "none":
             _VERBS[kind](weights[name].layer, weights[name].name)
 

@@ -1,6 +1,6 @@
 """Initial weights from data: each layer rescales itself to the minibatch that it sees first (paper, Section 4.3)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
-from lcw_lightning.layers import WeightRef, named_weights
+from lcw_lightning.layers import WeightRef, named_weights, split_channels
+from lcw_lightning.recording import eager_mode
 
 __all__ = ["Granularity", "is_initialized", "mark_initialized", "minibatch_init_", "rescale_on_first_forward"]
 
@@ -19,18 +20,19 @@ Granularity = Literal["layer", "unit"]
 @contextmanager
 def rescale_on_first_forward(
     model: nn.Module, target_std: float = 1.0, granularity: Granularity = "layer"
-) -> Iterator[set[str]]:
+) -> Iterator[KeysView[str]]:
     r"""Arm every layer of ``model``: the first input it gets within the block rescales it, before it uses its weight.
 
     The layer's bias becomes zero and its weight is multiplied so that the preactivation :math:`z = W a` has standard
     deviation ``target_std`` over the minibatch (paper, Section 4.3). As layers run in forward order, each one sees
     inputs that the already rescaled layers produce, through any graph; of a layer that is called several times the
-    first call counts. Granularity ``layer`` pools the variance over units and samples (and positions) around one mean,
-    activation shift included; ``unit`` gives each unit its own std around its own mean.
+    first call counts, and of layers with a tied weight the first layer. Granularity ``layer`` pools the variance over
+    units and samples (and positions) around one mean, activation shift included; ``unit`` gives each unit its own std
+    around its own mean.
 
     Only weights that require a gradient are touched. Under an initialized :mod:`torch.distributed` default group the
-    statistics are those of the union of all ranks' minibatches; every rank must take part. Hooks fire in eager mode
-    only.
+    statistics are those of the union of all ranks' minibatches; every rank must take part. Compiled networks run
+    eagerly within the block.
 
     Args:
         model: Any module; its Linear and Conv1d to Conv3d layers are armed.
@@ -41,31 +43,19 @@ def rescale_on_first_forward(
         The names of the weights still armed: empty once every layer was reached.
 
     Raises:
-        ValueError: At once for a bad setting; within the forward pass for a layer whose input is not finite or whose
-            preactivation is constant.
+        ValueError: At once for a bad setting; within the forward pass for a layer whose preactivation is constant or
+            not finite, or whose parametrization cannot hold a rescaled weight, such as spectral_norm.
     """
     _check_settings(target_std, granularity)
-    weights = named_weights(model)
-    armed = {name: ref for name, ref in weights.items() if any(weight.requires_grad for weight in ref.parameters)}
-    handles: dict[str, RemovableHandle] = {}
-    waiting = set(armed)
-
-    @torch.no_grad()
-    def rescale(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        handles.pop(name).remove()
-        waiting.discard(name)
-        if isinstance(layer.bias, Tensor):
-            layer.bias.zero_()
-        std = _preactivation_std(layer.forward(*args, **kwargs), armed[name].channel_dim, granularity)
-        _check_std(std, name)
-        _scale_(armed[name], target_std / std)
-
+    rescaling = _Rescaling(model, target_std, granularity)
     try:
-        for name, ref in armed.items():
-            handles[name] = ref.layer.register_forward_pre_hook(partial(rescale, name), with_kwargs=True)
-        yield waiting
+        for name, ref in rescaling.waiting.items():
+            hook = partial(rescaling.rescale, name)
+            rescaling.handles[name] = ref.layer.register_forward_pre_hook(hook, with_kwargs=True)
+        with eager_mode:
+            yield rescaling.waiting.keys()
     finally:
-        for handle in handles.values():
+        for handle in rescaling.handles.values():
             handle.remove()
 
 
@@ -98,9 +88,10 @@ def minibatch_init_(
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    with torch.random.fork_rng(devices), torch.no_grad():
-        with rescale_on_first_forward(model, target_std, granularity):
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad(), rescale_on_first_forward(model, target_std, granularity):
             model(*inputs)
+    finally:
         for buffer, before in buffers:
             buffer.copy_(before)
     return model
@@ -114,6 +105,35 @@ def mark_initialized(model: nn.Module) -> None:
 def is_initialized(model: nn.Module) -> bool:
     """Return whether :func:`mark_initialized` was called on ``model``."""
     return "_lcw_initialized" in vars(model)
+
+
+class _Rescaling:
+    """The layers still armed, and the hook that rescales each."""
+
+    def __init__(self, model: nn.Module, target_std: float, granularity: Granularity) -> None:
+        self.target_std = target_std
+        self.granularity = granularity
+        self.waiting = {
+            name: ref
+            for name, ref in named_weights(model).items()
+            if any(parameter.requires_grad for parameter in ref.parameters)
+        }
+        self.handles: dict[str, RemovableHandle] = {}
+        self.rescaled: set[int] = set()
+
+    @torch.no_grad()
+    def rescale(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.handles.pop(name).remove()
+        ref = self.waiting.pop(name)
+        if isinstance(layer.bias, Tensor) and layer.bias.requires_grad:
+            layer.bias.zero_()
+        parameters = {id(parameter) for parameter in ref.parameters}
+        if not self.rescaled.isdisjoint(parameters):
+            return  # tied to a layer that came before
+        self.rescaled |= parameters
+        std = _preactivation_std(layer.forward(*args, **kwargs), ref.channel_dim, self.granularity)
+        _check_std(std, name)
+        _scale_(ref, name, self.target_std / std)
 
 
 def _check_settings(target_std: float, granularity: Granularity) -> None:
@@ -137,18 +157,24 @@ def _check_std(std: Tensor, name: str) -> None:
         )
 
 
-def _scale_(ref: WeightRef, factor: Tensor) -> None:
+def _scale_(ref: WeightRef, name: str, factor: Tensor) -> None:
     weight = ref.value
-    ref.assign_(weight * factor.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)))
+    scaled = weight * factor.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
+    ref.assign_(scaled)
+    torch.clear_autocast_cache()  # it may hold the old weight, which the layer has just used
+    if not torch.allclose(ref.value, scaled, rtol=0.01, atol=0.01 * float(scaled.abs().max())):
+        raise ValueError(
+            f"minibatch initialization rescales weights, which the parametrization of {name!r} does not let it do; "
+            "initialize without it."
+        )
 
 
 def _preactivation_std(z: Tensor, channel_dim: int, granularity: Granularity) -> Tensor:
     """Return std over the union of all ranks' samples, shape ``(1,)`` or ``(units,)``, in float64."""
-    channel = z.dim() + channel_dim
-    others = [dim for dim in range(z.dim()) if dim != channel]
-    count = z.new_full((z.shape[channel],), z.numel() // z.shape[channel], dtype=torch.float64)
+    z, others = split_channels(z, channel_dim)
+    total = z.sum(others, dtype=torch.float64)
     squares = torch.linalg.vector_norm(z, dim=others, dtype=torch.float64).square()
-    sums = torch.stack((count, z.sum(others, dtype=torch.float64), squares))
+    sums = torch.stack((torch.full_like(total, z.numel() // len(total)), total, squares))
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sums)
     if granularity == "layer":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["WeightRef", "listed", "named_weights", "select_weights"]
+__all__ = ["WeightRef", "listed", "named_weights", "select_weights", "split_channels"]
 
 SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 LAYER_TYPES = tuple(SPATIAL_DIMS)
@@ -127,7 +127,7 @@ def select_weights(
     """Return the :func:`named_weights` that match a glob of ``include`` and none of ``exclude``.
 
     Raises:
-        ValueError: A pattern matches no weight, or nothing is left.
+        ValueError: A string in place of a list, a pattern that matches no weight, or nothing is left.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2))
@@ -135,6 +135,9 @@ def select_weights(
         ['0.weight']
     """
     weights = named_weights(model)
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise ValueError(f"{argument} is a list of patterns, got the string {patterns!r}; write [{patterns!r}].")
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in weights):
             raise ValueError(_no_match(pattern, weights, model))
@@ -145,6 +148,17 @@ def select_weights(
             f"it has {listed(weights)}."
         )
     return selected
+
+
+def split_channels(values: Tensor, channel_dim: int) -> tuple[Tensor, list[int]]:
+    """Return the tensor, with a batch dimension if it had none beside its channels, and all dimensions but those.
+
+    Example:
+        >>> [split_channels(torch.zeros(shape), dim)[1] for shape, dim in (((2, 3, 5, 5), -3), ((3,), -1))]
+        [[0, 2, 3], [0]]
+    """
+    values = values.unsqueeze(0) if values.dim() == 1 else values
+    return values, [dim for dim in range(values.dim()) if dim != values.dim() + channel_dim]
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -102,9 +102,10 @@ def constrainable_parameter(module: nn.Module, name: str) -> nn.Parameter:
     return weight
 
 
-def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object, name: str) -> None:
+def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any, name: str) -> None:
     """Let a plain checkpoint load: its ``weight`` becomes the coordinates of the nearest zero-sum weight."""
-    if prefix + name in state_dict and parametrize.is_parametrized(module, name):
-        plain = state_dict.pop(prefix + name)
+    plain = state_dict.get(prefix + name)
+    if plain is not None and parametrize.is_parametrized(module, name) and plain.shape == getattr(module, name).shape:
+        del state_dict[prefix + name]
         coordinates = zero_sum_coordinates(plain.flatten(start_dim=1))
         state_dict[f"{prefix}parametrizations.{name}.original"] = coordinates

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lcw_lightning.layers import WeightRef
+from lcw_lightning.layers import WeightRef, split_channels
 from lcw_lightning.recording import Quantity
 from lcw_lightning.theory.zero_sum import angle_degrees
 
@@ -55,10 +55,9 @@ class NetworkMoments(Metric):
 
     def update(self, name: str, quantity: Quantity, values: Tensor) -> None:
         """Add one tensor with the channels of layer ``name`` along their dimension, any number of others around it."""
-        channel = values.dim() + self.channel_dims[name]
-        others = [dim for dim in range(values.dim()) if dim != channel]
+        values, others = split_channels(values, self.channel_dims[name])
         columns = self.totals[:, self.columns[name, quantity]]
-        columns[0] += values.numel() // values.shape[channel]
+        columns[0] += values.numel() // columns.shape[1]
         columns[1] += values.sum(others, dtype=torch.float64)
         columns[2] += torch.linalg.vector_norm(values, dim=others, dtype=torch.float64).square()
         columns[3] += (values == 0).sum(others)

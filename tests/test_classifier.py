@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 
-from lcw_lightning import ConstraintCallback, GeometricDecay, ImageClassifier, constrain
+from lcw_lightning import ConstraintCallback, GeometricDecay, ImageClassifier, MinibatchInitCallback, constrain
 from lcw_lightning.constraints import constrained_weights
 from lcw_lightning.data.batches import BatchLoader
 
@@ -94,7 +94,7 @@ def test_a_compiled_constrained_network_trains(loader, make_trainer):
     eager, compiled = make_network(), make_network()
     compiled.load_state_dict(eager.state_dict())
     for network, flag in ((eager, False), (compiled, True)):
-        make_trainer(callbacks=[ConstraintCallback()]).fit(ImageClassifier(network, SGD, compile=flag), loader)
+        make_trainer(callbacks=[ConstraintCallback()]).fit(ImageClassifier(network, SGD, compile=flag), loader, loader)
     torch.testing.assert_close(compiled[1].weight, eager[1].weight)
 
 
@@ -123,3 +123,21 @@ def test_geometric_decay_keeps_each_groups_own_rate():
     optimizer.step()
     scheduler.step()
     assert scheduler.get_last_lr() == pytest.approx([0.08, 0.5])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"factor": -1.0}, {"factor": 1.5}, {"every_n_epochs": 0}, {"floor": -1.0}], ids=lambda s: next(iter(s))
+)
+def test_geometric_decay_refuses_impossible_settings(settings):
+    with pytest.raises(ValueError, match="0 < factor <= 1, every_n_epochs >= 1 and floor >= 0"):
+        GeometricDecay(SGD([nn.Parameter(torch.zeros(1))]), **settings)
+
+
+@pytest.mark.parametrize(("global_step", "initializes"), [(3, False), (0, True)], ids=["trained", "tuner"])
+def test_loaded_weights_are_not_initialized_again(global_step, initializes, loader, make_trainer):
+    classifier = ImageClassifier(make_network(), SGD)
+    classifier.on_load_checkpoint({"global_step": global_step})
+    bias_before = classifier.network[1].bias.detach().clone()
+    classifier.optimizer = partial(torch.optim.SGD, lr=0.0)
+    make_trainer(callbacks=[MinibatchInitCallback()]).fit(classifier, loader, loader)
+    assert torch.equal(classifier.network[1].bias, bias_before) is not initializes

@@ -201,3 +201,9 @@ def test_a_constrained_network_trains_like_any_module():
 def test_only_the_innermost_owner_is_constrained_when_a_layer_stands_alone():
     layer = linearly_constrained(nn.Linear(4, 2))
     assert constrain(layer) == ["weight"]
+
+
+def test_folding_a_training_spectral_norm_keeps_its_present_weight():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    folded = fold(layer)
+    assert torch.equal(folded.weight, layer.eval().weight)

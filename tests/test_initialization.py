@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 
 from lcw_lightning import MLP, constrain, minibatch_init_
 from lcw_lightning.constraints import constrained_weights
@@ -41,6 +41,8 @@ class Graph(nn.Module):
         x = (x + self.block(x)).relu().mean((2, 3))
         return self.shared(self.shared(self.side(x).sigmoid()).sigmoid())
 
+
+NAN = torch.full((8, 4), float("nan"))
 
 GRAPHS = {
     "mlp": (lambda: MLP(48, 10, depth=8, width=32), (64, 3, 4, 4)),
@@ -118,6 +120,34 @@ def test_frozen_weights_are_left_alone():
     assert torch.equal(network[0].bias, before["bias"])
 
 
+def test_a_frozen_bias_is_left_alone():
+    layer = nn.Linear(4, 8)
+    layer.bias.requires_grad_(False)
+    assert minibatch_init_(layer, torch.randn(32, 4)).bias.all()
+
+
+def test_of_layers_with_a_tied_weight_the_first_counts():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4))
+    network[2].weight = network[0].weight
+    inputs = torch.randn(32, 4)
+    with rescale_on_first_forward(network):
+        network(inputs).sum().backward()
+    assert network[0](inputs).std(correction=0).item() == pytest.approx(1)
+
+
+def test_a_cached_half_precision_weight_is_not_used_again():
+    layer, inputs = nn.Linear(64, 8), torch.randn(128, 64)
+    with torch.autocast("cpu", torch.bfloat16), rescale_on_first_forward(layer):
+        assert layer(inputs).float().std().item() == pytest.approx(1, rel=0.02)
+
+
+def test_buffers_come_back_after_an_error_too():
+    network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 8))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        minibatch_init_(network, NAN)
+    assert not network[0].running_mean.any()
+
+
 def test_each_layer_acts_once_and_unreached_ones_are_named():
     network = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
     with rescale_on_first_forward(network) as waiting:
@@ -138,9 +168,6 @@ def test_training_can_use_the_forward_that_initializes():
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-NAN = torch.full((8, 4), float("nan"))
-
-
 @pytest.mark.parametrize(
     ("network", "inputs", "message"),
     [
@@ -151,12 +178,23 @@ NAN = torch.full((8, 4), float("nan"))
             "1 of 1 standard deviations of '2.weight' are zero",
             id="dead",
         ),
+        pytest.param(
+            nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))),
+            5 * torch.randn(8, 4),
+            "the parametrization of '0.weight' does not let it do",
+            id="spectral-norm",
+        ),
     ],
 )
 def test_what_cannot_be_scaled_is_named(network, inputs, message):
     with pytest.raises(ValueError, match=message):
         minibatch_init_(network, inputs)
     assert not network[0]._forward_pre_hooks
+
+
+def test_a_single_sample_without_a_batch_dimension_is_enough():
+    layer, sample = nn.Linear(4, 8), torch.randn(4)
+    assert minibatch_init_(layer, sample)(sample).std(correction=0).item() == pytest.approx(1)
 
 
 def test_rounding_of_a_constant_input_does_not_count_as_variation():
@@ -175,27 +213,3 @@ def test_rounding_of_a_constant_input_does_not_count_as_variation():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         minibatch_init_(nn.Linear(4, 2), torch.randn(8, 4), **settings)
-
-
-def _initialize_on_rank(rank, store, inputs, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    network = MLP(12, 5, depth=3, width=8)
-    constrain(network)
-    minibatch_init_(network, inputs[rank])
-    torch.save(network.state_dict(), f"{results}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_act_on_the_union_of_their_batches_and_end_bit_equal(tmp_path):
-    inputs = torch.randn(2, 40, 12) * torch.tensor([1.0, 5.0]).view(2, 1, 1)
-    multiprocessing.spawn(_initialize_on_rank, (tmp_path / "store", inputs, tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-    torch.manual_seed(0)
-    network = MLP(12, 5, depth=3, width=8)
-    constrain(network)
-    minibatch_init_(network, inputs.flatten(0, 1))
-    for key, value in network.state_dict().items():
-        torch.testing.assert_close(first[key], value)

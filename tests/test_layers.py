@@ -99,3 +99,9 @@ def test_an_assigned_value_comes_back_and_every_parameter_keeps_its_storage(laye
     for (parameter, pointer), now in zip(before, layer.parameters(), strict=True):
         assert now is parameter
         assert now.data_ptr() == pointer
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_a_string_in_place_of_a_list_is_refused(network, argument):
+    with pytest.raises(ValueError, match=rf"{argument} is a list of patterns, got the string '0\.\*'"):
+        select_weights(network, **{argument: "0.*"})

@@ -155,3 +155,9 @@ def test_the_constrained_layer_can_be_copied_and_printed():
 def test_what_cannot_be_constrained_is_refused_by_name(layer, name, message):
     with pytest.raises(ValueError, match=message):
         linearly_constrained(layer, name)
+
+
+def test_a_plain_weight_of_another_shape_is_refused():
+    layer = linearly_constrained(nn.Conv2d(3, 4, (1, 3)))
+    with pytest.raises(RuntimeError, match="loading state_dict"):
+        layer.load_state_dict(nn.Conv2d(3, 4, (3, 1)).state_dict())

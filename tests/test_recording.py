@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lcw_lightning.recording import observe
+from lcw_lightning.recording import eager_mode, observe
 
 
 class Recorder(dict):
@@ -112,3 +112,52 @@ def test_a_backward_pass_after_the_block_is_not_observed():
         output = layer(torch.randn(5, 4))
     output.sum().backward()
     assert set(recorder) == {("layer", "input"), ("layer", "preactivation")}
+
+
+def test_a_frozen_layer_with_a_frozen_input_stays_out_of_the_graph():
+    layer, recorder = nn.Linear(4, 4).requires_grad_(False), Recorder()
+    with observe({"layer": layer}, recorder):
+        assert not layer(torch.randn(5, 4)).requires_grad
+    assert set(recorder) == {("layer", "input"), ("layer", "preactivation")}
+
+
+def test_a_frozen_layer_between_trained_ones_is_observed_both_ways():
+    network, recorder = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)), Recorder()
+    with observe({"frozen": network[1]}, recorder):
+        network(torch.randn(5, 4)).sum().backward()
+    assert len(recorder) == 4
+
+
+def test_an_input_with_another_keyword_is_observed():
+    class Named(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    layer, recorder = Named(4, 4), Recorder()
+    with observe({"layer": layer}, recorder):
+        layer(x=torch.ones(5, 4)).sum().backward()
+    assert len(recorder) == 4
+
+
+def backend_calls(function, *contexts):
+    """How often a compiled function's code runs while contexts are entered, then left in the same order."""
+    calls = []
+
+    def backend(graph, example_inputs):
+        return lambda *args: (calls.append(1), graph.forward(*args))[1]
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend=backend)
+    for context in contexts:
+        context.__enter__()
+    compiled(torch.ones(3))
+    for context in contexts:
+        context.__exit__(None, None, None)
+    held = len(calls)
+    compiled(torch.ones(3))
+    return held, len(calls)
+
+
+def test_eager_mode_ends_with_its_last_holder_in_any_order():
+    assert backend_calls(torch.sin, eager_mode, eager_mode) == (0, 1)
+    assert backend_calls(torch.sin) == (1, 2)

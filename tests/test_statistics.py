@@ -133,3 +133,11 @@ def test_what_was_not_seen_is_left_out():
     statistics = layer_statistics(found["seen"], refs["seen"], refs["seen"].value.detach(), None)
     assert "shift_ratio" in statistics
     assert "gradient_std" not in statistics
+
+
+def test_a_single_sample_without_a_batch_dimension_counts_as_one():
+    ref = WeightRef(nn.Linear(3, 2), "weight")
+    moments = NetworkMoments({"layer": ref})
+    moments.update("layer", "input", torch.tensor([1.0, 2.0, 3.0]))
+    moments.update("layer", "input", torch.tensor([3.0, 2.0, 3.0]))
+    assert moments.compute()["layer"]["input"].mean.tolist() == [2.0, 2.0, 3.0]

@@ -1,5 +1,6 @@
 """Constrain the weights of any LightningModule before its optimizers and checkpoints see them."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from lcw_lightning.constraints import Kind, constrain, constrained_weights, save_constraints
+from lcw_lightning.constraints import Kind, check_basis, constrain, constrained_weights, save_constraints
 from lcw_lightning.layers import listed, named_weights, select_weights
 
 __all__ = ["ConstraintCallback"]
@@ -28,7 +29,8 @@ class ConstraintCallback(Callback):
 
     Raises:
         ValueError: At setup, for a pattern that matches no weight and for weights that cannot be constrained, those of
-            fan_in 1 among them; at train start, for a constrained weight that no optimizer trains.
+            fan_in 1 among them; for a checkpoint in another basis; at train start, for a constrained weight that no
+            optimizer trains.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -80,6 +82,15 @@ class ConstraintCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         save_constraints(pl_module, checkpoint)
 
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        check_basis(checkpoint)
+        if self.kind == "none" and (constrained := constrained_weights(pl_module)):
+            warnings.warn(
+                f"the checkpoint constrains {listed(constrained)}; they stay constrained although kind is none.",
+                stacklevel=2,
+            )
+
     def _constrain(self, pl_module: LightningModule) -> None:
         if self.kind != "none":
             selected = select_weights(pl_module, self.include, self.exclude)
@@ -95,6 +106,7 @@ class ConstraintCallback(Callback):
         configure_model = pl_module.configure_model
 
         def configure_and_constrain() -> None:
+            vars(pl_module).pop("configure_model", None)
             configure_model()
             self._constrain(pl_module)
 

@@ -1,10 +1,10 @@
 """Initialize weights from the first training batch, in the very forward that trains."""
 
 import warnings
+from collections.abc import KeysView
 from contextlib import ExitStack
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
@@ -17,10 +17,11 @@ __all__ = ["MinibatchInitCallback"]
 class MinibatchInitCallback(Callback):
     """Rescale each layer on its first training input, so that preactivations have ``target_std`` (Section 4.3).
 
-    Happens once, during the first training batch of a fresh run, never on resume nor when a checkpoint's weights were
-    loaded; there is no extra batch and no extra pass through the network. Biases start at zero. Frozen weights are
-    left alone. Under DDP every rank uses the statistics of the union of their batches. A compiled network runs that
-    one batch in eager mode.
+    Happens once, during the first training batch of a fresh run, never on resume, in a second fit of the same module,
+    nor for an :class:`~lcw_lightning.ImageClassifier` that was loaded from a checkpoint; another module with loaded
+    weights looks fresh, so leave this callback off there. There is no extra batch and no extra pass through the
+    network. Biases start at zero. Frozen weights are left alone. Under DDP every rank uses the statistics of the union
+    of their batches. A compiled network runs that one batch eagerly.
 
     Args:
         target_std: Standard deviation of the preactivations over the minibatch.
@@ -38,27 +39,32 @@ class MinibatchInitCallback(Callback):
         self.target_std = target_std
         self.granularity = granularity
         self._armed = ExitStack()
-        self._waiting: set[str] = set()
+        self._waiting: KeysView[str] | None = None  # the layers not yet reached, while armed
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.granularity == "none" or not _is_fresh(trainer, pl_module):
-            return
-        mark_initialized(pl_module)
-        self._armed.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code skips hooks
-        self._waiting = self._armed.enter_context(
-            rescale_on_first_forward(pl_module, self.target_std, self.granularity)
-        )
+        if self.granularity != "none" and _is_fresh(trainer, pl_module):
+            context = rescale_on_first_forward(pl_module, self.target_std, self.granularity)
+            self._waiting = self._armed.enter_context(context)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._waiting is None:
+            return
         if self._waiting:
-            warnings.warn(
-                f"the first batch did not reach {listed(sorted(self._waiting))}; they keep the weights they had.",
-                stacklevel=2,
-            )
+            missed = listed(sorted(self._waiting))
+            warnings.warn(f"the first batch did not reach {missed}; they keep the weights they had.", stacklevel=2)
+        mark_initialized(pl_module)
+        self._disarm()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._disarm()  # a module that skips its first batch never ends it
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._disarm()
 
     @override
@@ -67,7 +73,7 @@ class MinibatchInitCallback(Callback):
 
     def _disarm(self) -> None:
         self._armed.close()
-        self._waiting = set()
+        self._waiting = None
 
 
 def _is_fresh(trainer: Trainer, pl_module: LightningModule) -> bool:

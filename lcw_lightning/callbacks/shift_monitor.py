@@ -22,7 +22,8 @@ class ShiftMonitor(Callback):
     The statistics are those of :func:`lcw_lightning.statistics.layer_statistics`, of one training batch (under DDP of
     the union of all ranks' batches) and the weights that it used. Hooks exist during a sampled step alone, other steps
     cost nothing, and training is bit for bit the same with and without. Works with every Lightning logger. A compiled
-    network runs the sampled steps in eager mode.
+    network runs the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the sampled batch, whatever
+    loss scaling, accumulation and number of ranks make of it.
 
     Args:
         every_n_steps: Optimizer steps from sample to sample, the first at step 0; 0 turns the monitor off.
@@ -44,58 +45,75 @@ class ShiftMonitor(Callback):
         self._sampled_step: int | None = None
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sampled_step = None
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         # With accumulated gradients several batches share a step: the first is the sample.
         if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
             return
         self._sampled_step = step
-        self._sample = _Sample(select_weights(pl_module, self.include, self.exclude), pl_module.device)
+        weights = select_weights(pl_module, self.include, self.exclude)
+        self._sample = _Sample(weights, pl_module.device, _gradient_unit(trainer, pl_module))
         layers = {name: ref.layer for name, ref in self._sample.layers.items()}
-        self._sampling.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code skips hooks
         self._sampling.enter_context(observe(layers, self._sample.observe))
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._sampling.close()
         if self._sample is not None:
             scalars = self._sample.scalars()
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=self._sampled_step)
-        self._sample = None
+        self._discard()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._discard()  # a module that skips a batch never ends it
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._sampling.close()
-        self._sample = None
+        self._discard()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._sampled_step = None  # a second fit starts at step 0 again
+        self._discard()
+
+    def _discard(self) -> None:
+        self._sampling.close()
+        self._sample = None
 
 
 class _Sample:
     """What one sampled step has shown so far."""
 
-    def __init__(self, weights: dict[str, WeightRef], device: torch.device) -> None:
+    def __init__(self, weights: dict[str, WeightRef], device: torch.device, gradient_unit: float) -> None:
+        self.gradient_unit = gradient_unit
         self.layers = {name.removesuffix(".weight"): ref for name, ref in weights.items()}
         self.moments = NetworkMoments(self.layers).to(device)
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def observe(self, name: str, quantity: Quantity, values: Tensor) -> None:
         self.moments.update(name, quantity, values)
-        if quantity == "preactivation" and name not in self.weights:
-            # A copy, since the optimizer steps before the statistics are made.
+        if quantity == "preactivation":
+            self.weight_and_bias(name)
+
+    def weight_and_bias(self, name: str) -> tuple[Tensor, Tensor | None]:
+        # A copy at first use, since the optimizer steps before the statistics are made.
+        if name not in self.weights:
             self.weights[name] = _copied(self.layers[name])
+        return self.weights[name]
 
     def scalars(self) -> dict[str, float]:
-        tensors = {
-            f"{statistic}/{name}": value
-            for name, moments in self.moments.compute().items()
-            for statistic, value in layer_statistics(moments, self.layers[name], *self.weights[name]).items()
-        }
+        tensors: dict[str, Tensor] = {}
+        for name, moments in self.moments.compute().items():
+            statistics = layer_statistics(moments, self.layers[name], *self.weight_and_bias(name))
+            if "gradient_std" in statistics:
+                statistics["gradient_std"] /= self.gradient_unit
+            tensors |= {f"{statistic}/{name}": value for statistic, value in statistics.items()}
         return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
 
 
@@ -103,3 +121,11 @@ class _Sample:
 def _copied(ref: WeightRef) -> tuple[Tensor, Tensor | None]:
     bias = ref.layer.bias
     return ref.value.clone(), bias.clone() if isinstance(bias, Tensor) else None
+
+
+def _gradient_unit(trainer: Trainer, pl_module: LightningModule) -> float:
+    """Return what multiplies dL/dz in a rank's backward pass, for L the mean loss over all ranks' batch."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+    accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+    return loss_scale * trainer.world_size / accumulated

@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: real images that need no download."""
 
+import os
+
 import torch
 from lightning.pytorch import LightningDataModule
 from sklearn.datasets import load_digits
@@ -16,20 +18,19 @@ class Digits(LightningDataModule):
 
     Batches are float32 images ``(batch, 1, 8, 8)`` and labels ``(batch,)``. Each pixel's mean over the training images
     is subtracted, then all are divided by one global standard deviation: with a global mean only, the input's own
-    shift would survive linearly constrained weights. Validation uses the test images, as the paper's curves do.
+    shift would survive linearly constrained weights. Validation uses the test images, as the paper's curves do. The
+    order of training batches follows from the seed of Lightning's ``seed_everything``, 0 without it.
 
     Args:
         batch_size: Images in a batch.
-        seed: Of the order of training batches; on the command line ``--seed_everything`` sets it.
         split_seed: Of the random division into training and test images.
     """
 
     num_classes = 10
 
-    def __init__(self, batch_size: int = 128, seed: int = 0, split_seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 128, split_seed: int = 0) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.seed = seed
         self.split_seed = split_seed
 
     @override
@@ -61,5 +62,9 @@ class Digits(LightningDataModule):
         return self._loader(self.test_dataset)
 
     def _loader(self, dataset: TensorDataset, shuffle: bool = False) -> BatchLoader:
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return BatchLoader(dataset, self.batch_size, shuffle, self.seed, ranks, rank)
+        ranks, rank, fixed = 1, 0, False
+        if self.trainer:
+            ranks, rank = self.trainer.world_size, self.trainer.global_rank
+            fixed = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches each epoch
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return BatchLoader(dataset, self.batch_size, shuffle and not fixed, seed, ranks, rank)

@@ -73,7 +73,8 @@ def project_zero_sum(w: Tensor) -> Tensor:
         >>> project_zero_sum(torch.tensor([1.0, 2.0, 6.0]))
         tensor([-2., -1.,  3.])
     """
-    return w - w.mean(-1, keepdim=True)
+    precise = w.to(torch.promote_types(w.dtype, torch.float32))
+    return (precise - precise.mean(-1, keepdim=True)).to(w.dtype)
 
 
 def angle_degrees(w: Tensor, direction: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lcw_lightning import ConstraintCallback, fold
+from lcw_lightning import ConstraintCallback, constrain, fold
 from lcw_lightning.constraints import constrained_weights
 
 ALL = dict.fromkeys(["body.0.weight", "body.2.weight", "head.weight"], "lcw")
@@ -54,7 +54,9 @@ def test_the_optimizer_holds_the_coordinates(make_project, make_trainer, loader)
     project, trainer = make_project(), make_trainer(ConstraintCallback())
     trainer.fit(project, loader)
     held = {id(parameter) for parameter in trainer.optimizers[0].param_groups[0]["params"]}
-    assert held == {id(parameter) for parameter in project.parameters()}
+    assert len(held) == 6
+    for layer in (project.body[0], project.body[2], project.head):
+        assert id(layer.parametrizations.weight.original) in held
 
 
 def test_kind_none_trains_the_plain_module(make_project, make_trainer, loader):
@@ -110,6 +112,38 @@ def test_a_plain_checkpoint_loads_into_a_constrained_run(make_project, make_trai
 def test_a_pattern_without_a_match_stops_the_run_before_it_starts(build_in, make_project, make_trainer, loader):
     with pytest.raises(ValueError, match=r"'tail\.\*' matches no weight"):
         make_trainer(ConstraintCallback(exclude=["tail.*"])).fit(make_project(build_in), loader)
+
+
+@hooks
+def test_a_corrected_pattern_works_with_the_same_module(build_in, make_project, make_trainer, loader):
+    project = make_project(build_in)
+    with pytest.raises(ValueError, match="matches no weight"):
+        make_trainer(ConstraintCallback(exclude=["tail.*"])).fit(project, loader)
+    make_trainer(ConstraintCallback(exclude=["head.*"])).fit(project, loader)
+    assert list(constrained_weights(project)) == ["body.0.weight", "body.2.weight"]
+
+
+@pytest.fixture
+def checkpoint(make_project, make_trainer, loader, tmp_path):
+    """The path of a constrained run's checkpoint."""
+    trainer = make_trainer(ConstraintCallback(), ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True)
+    trainer.fit(make_project(), loader)
+    return trainer.checkpoint_callback.best_model_path
+
+
+def test_another_basis_is_refused_in_any_module(checkpoint, make_project, make_trainer, loader):
+    content = torch.load(checkpoint)
+    content["lcw_lightning"]["basis_version"] = 2
+    torch.save(content, checkpoint)
+    with pytest.raises(ValueError, match="basis version 2"):
+        make_trainer(ConstraintCallback()).test(make_project(), loader, ckpt_path=checkpoint)
+
+
+def test_kind_none_says_that_a_constrained_module_stays_so(checkpoint, make_project, make_trainer, loader):
+    project = make_project()
+    constrain(project)
+    with pytest.warns(UserWarning, match="they stay constrained although kind is none"):
+        make_trainer(ConstraintCallback("none")).test(project, loader, ckpt_path=checkpoint)
 
 
 def test_fan_in_1_stops_the_run_unless_it_is_excluded(make_project, make_trainer, loader):

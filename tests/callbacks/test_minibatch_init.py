@@ -2,10 +2,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lcw_lightning import ConstraintCallback, MinibatchInitCallback, constrain, minibatch_init_
+from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor, constrain, minibatch_init_
 from lcw_lightning.constraints import constrained_weights
 
 
@@ -112,10 +113,50 @@ def test_fast_dev_run_initializes_on_its_one_batch(make_project, make_trainer, l
     assert not snapshots.states[0]["head.bias"].any()
 
 
-def test_a_compiled_network_initializes_in_eager_mode(make_project, make_trainer, loader):
+def compiled(project, make_trainer, loader, calls=None):
+    """The project with its body compiled, and compiled code already made for training and evaluation."""
+
+    def backend(graph, example_inputs):
+        return lambda *args: (calls is not None and calls.append(1), graph.forward(*args))[1]
+
+    torch.compiler.reset()
+    project.body.compile(backend=backend)
+    project(first_batch(loader))
+    make_trainer().validate(project, loader, verbose=False)
+    return project
+
+
+def test_an_already_compiled_network_is_initialized_all_the_same(make_project, make_trainer, loader):
     project, eager, snapshots, expected = make_project(), make_project(), Snapshots(), Snapshots()
-    project.body.compile(backend="aot_eager")
+    compiled(project, make_trainer, loader)
     make_trainer(MinibatchInitCallback(), snapshots).fit(project, loader)
     make_trainer(MinibatchInitCallback(), expected).fit(eager, loader)
     for key, value in expected.states[0].items():
-        assert torch.equal(snapshots.states[0][key], value), key
+        torch.testing.assert_close(snapshots.states[0][key], value, msg=key)
+
+
+def test_a_compiled_network_runs_compiled_after_the_first_batch(make_project, make_trainer, loader, tmp_path):
+    calls = []
+    project = compiled(make_project(), make_trainer, loader, calls)
+    calls.clear()
+    callbacks = MinibatchInitCallback(), ShiftMonitor(every_n_steps=50)
+    make_trainer(*callbacks, logger=CSVLogger(tmp_path), log_every_n_steps=1).fit(project, loader)
+    assert len(calls) == 3  # of four batches
+
+
+def test_a_first_batch_that_the_module_skips_is_not_the_first(make_project, make_trainer, loader):
+    project, snapshots = make_project(), Snapshots()
+    project.on_train_batch_start = lambda batch, batch_idx: -1 if project.current_epoch == 0 else None
+    make_trainer(MinibatchInitCallback(), snapshots, max_epochs=2).fit(project, loader)
+    assert not snapshots.states[0]["head.bias"].any()
+    assert not any(module._forward_pre_hooks for module in project.modules())
+
+
+def test_a_run_that_failed_in_its_first_batch_can_be_started_again(make_project, make_trainer, loader):
+    project, snapshots, callback = make_project(), Snapshots(), MinibatchInitCallback()
+    spoiled = DataLoader(TensorDataset(torch.full((4, 8), float("nan")), torch.zeros(4, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        make_trainer(callback).fit(project, spoiled)
+    make_trainer(callback, snapshots).fit(project, loader)
+    z = snapshots.states[0]["body.0.weight"] @ first_batch(loader).T
+    assert z.std(correction=0).item() == pytest.approx(1, rel=1e-4)

@@ -98,6 +98,33 @@ def test_accumulated_gradients_give_one_sample_a_step(make_project, make_trainer
     assert list(scalars(trainer)["shift_ratio/head"]) == [0, 1]
 
 
+def test_the_gradient_is_that_of_the_mean_loss_whatever_is_accumulated(make_project, make_trainer, loader, tmp_path):
+    found = []
+    for batches in (1, 4):
+        logger = TensorBoardLogger(tmp_path, version=batches)
+        trainer = make_trainer(ShiftMonitor(), logger=logger, accumulate_grad_batches=batches, log_every_n_steps=1)
+        trainer.fit(make_project(), loader)
+        found.append(scalars(trainer)["gradient_std/head"][0])
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_a_run_after_a_failed_one_samples_its_first_step(make_project, make_trainer, loader, logger):
+    project, monitor = make_project(), ShiftMonitor()
+    spoiled = DataLoader(TensorDataset(torch.randn(4, 7), torch.zeros(4, dtype=torch.int64)))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        make_trainer(monitor, logger=logger, log_every_n_steps=1).fit(project, spoiled)
+    trainer = make_trainer(monitor, logger=logger, log_every_n_steps=1)
+    trainer.fit(project, loader)
+    assert list(scalars(trainer)["shift_ratio/head"]) == [0]
+
+
+def test_a_batch_that_the_module_skips_leaves_no_hook(make_project, make_trainer, loader, logger):
+    project = make_project()
+    project.on_train_batch_start = lambda batch, batch_idx: -1
+    make_trainer(ShiftMonitor(), logger=logger, log_every_n_steps=1).fit(project, loader)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in project.modules())
+
+
 def test_patterns_choose_layers(make_project, make_trainer, loader, logger):
     trainer = make_trainer(ShiftMonitor(include=["body.*"], exclude=["*.2.*"]), logger=logger, log_every_n_steps=1)
     trainer.fit(make_project(), loader)
@@ -122,6 +149,7 @@ def test_without_a_logger_or_switched_off_nothing_is_observed(settings, make_pro
 def test_a_compiled_network_is_observed_in_eager_mode(make_project, make_trainer, loader, logger):
     project = make_project()
     project.body.compile(backend="aot_eager")
+    project(next(iter(loader))[0])  # compiled code without hooks is there already
     trainer = make_trainer(ShiftMonitor(every_n_steps=2), logger=logger, log_every_n_steps=1)
     trainer.fit(project, loader)
     assert {tag.split("/")[1] for tag in scalars(trainer)} == set(LAYERS)

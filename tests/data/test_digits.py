@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from sklearn.datasets import load_digits
 
 from lcw_lightning import Digits
@@ -39,13 +40,14 @@ def test_test_images_are_scaled_by_the_training_images_alone(digits):
     assert 1e-3 < test.mean(0).abs().max() < 0.5
 
 
-def test_the_split_follows_from_its_own_seed(digits):
+def test_the_split_follows_from_its_own_seed_alone(digits, monkeypatch):
     def test_labels(**seeds):
         data = Digits(**seeds)
         data.setup("fit")
         return data.test_dataset.tensors[1].tolist()
 
-    assert test_labels(seed=1) == digits.test_dataset.tensors[1].tolist()
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert test_labels() == digits.test_dataset.tensors[1].tolist()
     assert test_labels(split_seed=1) != digits.test_dataset.tensors[1].tolist()
 
 
@@ -56,3 +58,26 @@ def test_training_batches_are_shuffled_and_the_others_are_not(digits):
     assert labels.tolist() != digits.train_dataset.tensors[1][:128].tolist()
     for loader in (digits.val_dataloader(), digits.test_dataloader(), digits.predict_dataloader()):
         assert next(iter(loader))[1].tolist() == digits.test_dataset.tensors[1][:128].tolist()
+
+
+def test_the_order_follows_from_the_seed_of_seed_everything(digits, monkeypatch):
+    def first_labels():
+        return next(iter(digits.train_dataloader()))[1].tolist()
+
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    one = first_labels()
+    assert first_labels() == one
+    monkeypatch.setenv("PL_GLOBAL_SEED", "2")
+    assert first_labels() != one
+
+
+@pytest.mark.parametrize(("overfit_batches", "same"), [(2, True), (0, False)], ids=["overfit", "train"])
+def test_overfitting_sees_the_same_batches_each_epoch(overfit_batches, same):
+    data = Digits()
+    data.setup("fit")
+    data.trainer = Trainer(accelerator="cpu", overfit_batches=overfit_batches, logger=False)
+    loader, labels = data.train_dataloader(), []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        labels.append(next(iter(loader))[1].tolist())
+    assert (labels[0] == labels[1]) is same

@@ -1,0 +1,112 @@
+"""Every mistake ends in one message and a non-zero exit status, and loses nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lcw_lightning
+
+
+@pytest.fixture
+def failure(lcw, capsys):
+    """Return a function that runs a command that must fail: its exit status and all that it says."""
+
+    def fail(command, *flags):
+        with pytest.raises(SystemExit) as exit_:
+            lcw(command, *flags)
+        said = capsys.readouterr()
+        if isinstance(exit_.value.code, str):  # Python prints it on stderr, and exits with status 1
+            return 1, said.out + said.err + exit_.value.code
+        return exit_.value.code, said.out + said.err
+
+    return fail
+
+
+MISTAKES = {
+    "kind": (["--constraint.kind=lwc"], 2, ["constraint.kind", "lwc", "'none', 'lcw'"]),
+    "pattern": (["--constraint.include=[netwrk.*]"], 1, ["'netwrk.*' matches no weight", "near it are 'network."]),
+    "flag": (["--constraint.knd=lcw"], 2, ["unrecognized arguments: --constraint.knd=lcw"]),
+    "key": (["--model.network.wdth=3"], 2, ["Option 'wdth' is not accepted"]),
+    "config": (["--config", "nowhere.yaml"], 2, ["does not exist", "nowhere.yaml"]),
+    "checkpoint": (["--ckpt_path", "nowhere.ckpt"], 1, ["there is no checkpoint 'nowhere.ckpt'"]),
+    "fan-in": (["--model.network.width=1"], 1, ["fan_in is 1 for 'network.hidden.1.linear.weight'", "exclude"]),
+    "every-n-steps": (["--shift_monitor.every_n_steps=-1"], 1, ["every_n_steps >= 0, got -1"]),
+    "in-features": (["--model.network.in_features=63"], 1, ["shapes cannot be multiplied"]),
+    "schedule": (["--model.lr_scheduler.every_n_epochs=0"], 1, ["every_n_epochs >= 1", "every_n_epochs=0"]),
+    "network": (["--model=ImageClassifier"], 2, ["network"]),
+}
+
+
+@pytest.mark.parametrize(("flags", "status", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_ends_in_one_message(flags, status, says, failure, lcw):
+    if "--model=ImageClassifier" in flags:
+        lcw.args = []
+    code, message = failure("fit", *flags)
+    assert code == status
+    assert all(text in message for text in says), message
+    assert "Traceback" not in message
+    assert "usage:" not in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_named(failure):
+    code, message = failure("fit", "--trainer.accelerator=gpu")
+    assert code == 1
+    assert "gpu" in message
+
+
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("payload_ran"),)
+
+
+FILES = {
+    "empty": lambda path, whole: path.write_bytes(b""),
+    "half": lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
+    "text": lambda path, whole: path.write_text("hello"),
+    "few-bytes": lambda path, whole: path.write_bytes(b"\x80\x02"),
+    "state-dict": lambda path, whole: torch.save(torch.nn.Linear(2, 2).state_dict(), path),
+    "tensor": lambda path, whole: torch.save(torch.zeros(3), path),
+    "payload": lambda path, whole: torch.save({"state_dict": Payload()}, path),
+}
+
+
+@pytest.mark.parametrize("write", FILES.values(), ids=FILES)
+def test_a_file_that_is_no_whole_and_safe_checkpoint_is_refused_and_kept(write, failure, small_checkpoint):
+    whole = Path(small_checkpoint).read_bytes()
+    write(Path("bad.ckpt"), whole)
+    before = Path("bad.ckpt").read_bytes()
+    code, message = failure("fit", "--ckpt_path", "bad.ckpt")
+    assert code == 1
+    assert "'bad.ckpt' is no checkpoint of Lightning that can be read: it is truncated" in message
+    assert Path("bad.ckpt").read_bytes() == before
+    assert Path(small_checkpoint).read_bytes() == whole
+    assert not Path("payload_ran").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(failure, small_checkpoint):
+    code, message = failure("test", "--ckpt_path", small_checkpoint, "--model.network.width=8")
+    assert code == 1
+    assert "size mismatch for network.output" in message
+
+
+def test_nan_in_the_first_batch_stops_with_the_layers_name(failure, monkeypatch):
+    setup = lcw_lightning.Digits.setup
+
+    def setup_with_nan(self, stage):
+        setup(self, stage)
+        self.train_dataset.tensors[0][:, 0, 3, 3] = float("nan")
+
+    monkeypatch.setattr(lcw_lightning.Digits, "setup", setup_with_nan)
+    code, message = failure("fit")
+    assert code == 1
+    assert "'network.hidden.0.linear.weight' are NaN or infinite" in message
+
+
+def test_debug_mode_shows_the_traceback(lcw, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
+    with pytest.raises(ValueError, match="matches no weight"):
+        lcw("fit", "--constraint.include=[netwrk.*]")
