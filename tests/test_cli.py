@@ -135,7 +135,9 @@ def test_any_activation_goes_by_class_path_and_arguments(lcw):
 def test_any_lightning_module_goes_by_class_path_and_needs_no_data_module(lcw):
     lcw.args = lcw.quiet
     boring = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
-    lcw("fit", boring, "--trainer.fast_dev_run=true", "--trainer.num_sanity_val_steps=0")
+    lcw("fit", boring, "--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1")
+    (state,) = states()
+    assert set(state) == {"layer.bias", "layer.parametrizations.weight.original"}
 
 
 def test_two_ranks_walk_the_path_of_one_process_and_monitor_their_union(lcw):

@@ -23,6 +23,7 @@ def fit(config, folder, *flags):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_runs(config, tmp_path):
     fit(config, tmp_path, "--trainer.fast_dev_run=true")
+    assert not list(tmp_path.iterdir())  # a run that only tries writes nothing
 
 
 @pytest.fixture(scope="module")
