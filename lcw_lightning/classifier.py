@@ -15,9 +15,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from lcw_lightning.constraints import restore_constraints, save_constraints
-from lcw_lightning.initialization import mark_initialized
+from lcw_lightning.initialization import is_initialized, mark_initialized
 
 __all__ = ["GeometricDecay", "ImageClassifier"]
+
+_INITIALIZED = "lcw_lightning_initialized"
 
 
 class ImageClassifier(LightningModule):
@@ -95,11 +97,13 @@ class ImageClassifier(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         save_constraints(self, checkpoint)
+        checkpoint[_INITIALIZED] = is_initialized(self)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_constraints(self, checkpoint)
-        if checkpoint.get("global_step", 0) > 0:  # Lightning's tuners restore untrained weights this way
+        # Lightning's tuners restore weights that are untrained: at step 0, and not initialized.
+        if checkpoint.get(_INITIALIZED) or checkpoint.get("global_step") != 0:
             mark_initialized(self)
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:

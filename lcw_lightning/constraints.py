@@ -21,6 +21,7 @@ __all__ = [
     "fold",
     "restore_constraints",
     "save_constraints",
+    "saved_constraints",
 ]
 
 Kind = Literal["none", "lcw"]
@@ -105,6 +106,12 @@ def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> 
     checkpoint[_CHECKPOINT_KEY] = {"basis_version": BASIS_VERSION, "constraints": constrained_weights(model)}
 
 
+def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, Kind]:
+    """Return the kind of constraint of every weight that was constrained when the checkpoint was saved."""
+    constraints: dict[str, Kind] = checkpoint.get(_CHECKPOINT_KEY, {}).get("constraints", {})
+    return constraints
+
+
 def check_basis(checkpoint: Mapping[str, Any]) -> None:
     """Raise a ValueError if the checkpoint's coordinates are in a basis that this version does not read."""
     basis_version = checkpoint.get(_CHECKPOINT_KEY, {}).get("basis_version", BASIS_VERSION)
@@ -124,7 +131,7 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
     """
     check_basis(checkpoint)
     weights = named_weights(model)
-    constraints = checkpoint.get(_CHECKPOINT_KEY, {}).get("constraints", {})
+    constraints = saved_constraints(checkpoint)
     for name, kind in constraints.items():
         if name not in weights:
             raise ValueError(

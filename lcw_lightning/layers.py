@@ -80,6 +80,9 @@ class WeightRef(NamedTuple):
 
         Torch's own ``layer.weight = value`` exchanges the storage of the original, after which DDP waits forever for
         its gradient.
+
+        Raises:
+            ValueError: A parametrization that has no right inverse.
         """
         if not parametrize.is_parametrized(self.layer, self.name):
             self.value.copy_(value)
@@ -87,9 +90,16 @@ class WeightRef(NamedTuple):
         held: Any = self.layer.parametrizations[self.name]  # type: ignore[index]
         originals = value
         for parametrization in reversed(held):
+            if not hasattr(parametrization, "right_inverse"):
+                raise ValueError(
+                    f"{type(parametrization).__name__} has no right_inverse, so no weight can be assigned."
+                )
             originals = parametrization.right_inverse(originals)
-        for parameter, original in zip(self.parameters, (originals,) if held.is_tensor else originals, strict=True):
-            parameter.copy_(original)
+        if held.is_tensor:
+            held.original.copy_(originals)
+        else:
+            for number, original in enumerate(originals):
+                getattr(held, f"original{number}").copy_(original)
 
     def expand_to_fan_in(self, per_channel: Tensor) -> Tensor:
         """Repeat a value of each input channel over the kernel, for every unit that sees the channel.
@@ -138,10 +148,12 @@ def select_weights(
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"{argument} is a list of patterns, got the string {patterns!r}; write [{patterns!r}].")
-    for pattern in (*include, *exclude):
-        if not any(fnmatchcase(name, pattern) for name in weights):
+    matches = {glob: {name for name in weights if fnmatchcase(name, glob)} for glob in (*include, *exclude)}
+    for pattern, names in matches.items():
+        if not names:
             raise ValueError(_no_match(pattern, weights, model))
-    selected = {name: ref for name, ref in weights.items() if _matches(name, include) and not _matches(name, exclude)}
+    chosen = set().union(*(matches[glob] for glob in include)).difference(*(matches[glob] for glob in exclude))
+    selected = {name: ref for name, ref in weights.items() if name in chosen}
     if not selected:
         raise ValueError(
             f"include={list(include)} and exclude={list(exclude)} leave no weight of {type(model).__name__}; "
@@ -170,10 +182,6 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     """
     names = [repr(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _no_match(pattern: str, names: Iterable[str], model: nn.Module) -> str:

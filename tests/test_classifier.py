@@ -134,10 +134,17 @@ def test_geometric_decay_refuses_impossible_settings(settings):
         GeometricDecay(SGD([nn.Parameter(torch.zeros(1))]), **settings)
 
 
-@pytest.mark.parametrize(("global_step", "initializes"), [(3, False), (0, True)], ids=["trained", "tuner"])
-def test_loaded_weights_are_not_initialized_again(global_step, initializes, loader, make_trainer):
+@pytest.mark.parametrize(
+    ("checkpoint", "initializes"),
+    [
+        pytest.param({"global_step": 3}, False, id="trained"),
+        pytest.param({"global_step": 0, "lcw_lightning_initialized": True}, False, id="initialized"),
+        pytest.param({"global_step": 0, "lcw_lightning_initialized": False}, True, id="tuner"),
+    ],
+)
+def test_loaded_weights_are_not_initialized_again(checkpoint, initializes, loader, make_trainer):
     classifier = ImageClassifier(make_network(), SGD)
-    classifier.on_load_checkpoint({"global_step": global_step})
+    classifier.on_load_checkpoint(checkpoint)
     bias_before = classifier.network[1].bias.detach().clone()
     classifier.optimizer = partial(torch.optim.SGD, lr=0.0)
     make_trainer(callbacks=[MinibatchInitCallback()]).fit(classifier, loader, loader)

@@ -5,10 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from lcw_lightning.constraints import Kind, check_basis, constrain, constrained_weights, save_constraints
+from lcw_lightning.constraints import (
+    Kind,
+    check_basis,
+    constrain,
+    constrained_weights,
+    save_constraints,
+    saved_constraints,
+)
 from lcw_lightning.layers import listed, named_weights, select_weights
 
 __all__ = ["ConstraintCallback"]
@@ -19,8 +27,11 @@ class ConstraintCallback(Callback):
 
     Takes effect before optimizers, the strategy's wrapping and the loading of a checkpoint, whether the module builds
     its layers in ``__init__``, ``setup`` or ``configure_model``. Weights start from the zero-sum values nearest to
-    those that are there. A second run with the same module changes nothing. In a list of callbacks it comes before
-    those that copy the weights, such as weight averaging.
+    those that are there. A second run with the same module changes nothing. Plain checkpoints load; a run that trained
+    plain weights with optimizer state cannot be resumed under the constraint.
+
+    In a list of callbacks it comes before those that copy the module in their ``setup``, such as weight averaging. A
+    module that overrides ``setup`` or ``configure_model`` is constrained after both, too late for these.
 
     Args:
         kind: The constraint: ``lcw``, or ``none`` to leave the module as it is.
@@ -29,8 +40,8 @@ class ConstraintCallback(Callback):
 
     Raises:
         ValueError: At setup, for a pattern that matches no weight and for weights that cannot be constrained, those of
-            fan_in 1 among them; for a checkpoint in another basis; at train start, for a constrained weight that no
-            optimizer trains.
+            fan_in 1 among them; for a full checkpoint in another basis or with the optimizer state of plain weights;
+            at train start, for a constrained weight that no optimizer trains.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -85,10 +96,14 @@ class ConstraintCallback(Callback):
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         check_basis(checkpoint)
-        if self.kind == "none" and (constrained := constrained_weights(pl_module)):
-            warnings.warn(
-                f"the checkpoint constrains {listed(constrained)}; they stay constrained although kind is none.",
-                stacklevel=2,
+        constrained = constrained_weights(pl_module)
+        if self.kind == "none" and constrained:
+            warnings.warn(f"{listed(constrained)} stay constrained although kind is none.", stacklevel=2)
+        new = [name for name in constrained if name not in saved_constraints(checkpoint)]
+        if new and trainer.state.fn == TrainerFn.FITTING and any(s["state"] for s in checkpoint["optimizer_states"]):
+            raise ValueError(
+                f"the checkpoint's run trained {listed(new)} without the constraint, so its optimizer state does not "
+                "fit; load its weights alone, and fit without ckpt_path."
             )
 
     def _constrain(self, pl_module: LightningModule) -> None:

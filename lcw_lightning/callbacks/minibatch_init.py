@@ -29,7 +29,8 @@ class MinibatchInitCallback(Callback):
             unit by its own; ``none`` leaves the weights as they were drawn.
 
     Raises:
-        ValueError: In the first batch, for an input that is not finite or a layer whose preactivation is constant.
+        ValueError: In the first batch, for a layer whose preactivation is constant or not finite, or whose
+            parametrization cannot hold a rescaled weight, such as spectral_norm.
 
     Warns:
         UserWarning: Layers that the first batch did not reach keep their weights.
@@ -77,5 +78,5 @@ class MinibatchInitCallback(Callback):
 
 
 def _is_fresh(trainer: Trainer, pl_module: LightningModule) -> bool:
-    resumed = trainer.ckpt_path is not None or trainer.global_step > 0
-    return not resumed and not is_initialized(pl_module)
+    # Not trainer.ckpt_path: Lightning's tuners leave there what they restored, the untrained weights.
+    return trainer.global_step == 0 and not is_initialized(pl_module)

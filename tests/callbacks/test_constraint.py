@@ -139,10 +139,18 @@ def test_another_basis_is_refused_in_any_module(checkpoint, make_project, make_t
         make_trainer(ConstraintCallback()).test(make_project(), loader, ckpt_path=checkpoint)
 
 
+def test_the_optimizer_state_of_plain_weights_is_refused_by_name(make_project, make_trainer, loader, tmp_path):
+    trainer = make_trainer(ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True)
+    trainer.fit(make_project(), loader)
+    path = trainer.checkpoint_callback.best_model_path
+    with pytest.raises(ValueError, match=r"trained 'body\.0\.weight', .* without the constraint, so its optimizer"):
+        make_trainer(ConstraintCallback(), max_epochs=2).fit(make_project(), loader, ckpt_path=path)
+
+
 def test_kind_none_says_that_a_constrained_module_stays_so(checkpoint, make_project, make_trainer, loader):
     project = make_project()
     constrain(project)
-    with pytest.warns(UserWarning, match="they stay constrained although kind is none"):
+    with pytest.warns(UserWarning, match="stay constrained although kind is none"):
         make_trainer(ConstraintCallback("none")).test(project, loader, ckpt_path=checkpoint)
 
 

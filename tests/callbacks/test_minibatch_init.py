@@ -1,7 +1,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -160,3 +160,11 @@ def test_a_run_that_failed_in_its_first_batch_can_be_started_again(make_project,
     make_trainer(callback, snapshots).fit(project, loader)
     z = snapshots.states[0]["body.0.weight"] @ first_batch(loader).T
     assert z.std(correction=0).item() == pytest.approx(1, rel=1e-4)
+
+
+def test_after_a_tuner_the_run_initializes(make_project, make_trainer, loader):
+    project, snapshots = make_project(), Snapshots()
+    project.lr = 0.1
+    finder = LearningRateFinder(num_training_steps=3)
+    make_trainer(finder, MinibatchInitCallback(), snapshots, enable_checkpointing=True).fit(project, loader)
+    assert any(not state["head.bias"].any() for state in snapshots.states)

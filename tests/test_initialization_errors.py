@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from lcw_lightning import minibatch_init_
+
+NAN = torch.full((8, 4), float("nan"))
+
+
+def test_buffers_come_back_after_an_error_too():
+    network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 8))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        minibatch_init_(network, NAN)
+    assert not network[0].running_mean.any()
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "message"),
+    [
+        pytest.param(nn.Sequential(nn.Linear(4, 2)), NAN, "those of '0.weight' are NaN or infinite", id="nan"),
+        pytest.param(
+            nn.Sequential(nn.Linear(4, 3), nn.Threshold(99.0, 0.0), nn.Linear(3, 2)),
+            torch.randn(8, 4),
+            "1 of 1 standard deviations of '2.weight' are zero",
+            id="dead",
+        ),
+        pytest.param(
+            nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))),
+            5 * torch.randn(8, 4),
+            "the parametrization of '0.weight' does not let it do",
+            id="spectral-norm",
+        ),
+    ],
+)
+def test_what_cannot_be_scaled_is_named(network, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        minibatch_init_(network, inputs)
+    assert not network[0]._forward_pre_hooks
+
+
+class OneWay(nn.Module):
+    """A parametrization without a right inverse."""
+
+    def forward(self, original):
+        return original.tanh()
+
+
+def test_a_parametrization_without_a_right_inverse_is_refused_by_name():
+    layer = nn.Linear(4, 8)
+    nn.utils.parametrize.register_parametrization(layer, "weight", OneWay())
+    with pytest.raises(ValueError, match="the parametrization of 'weight' does not let it do"):
+        minibatch_init_(layer, torch.randn(32, 4))
+
+
+def test_rounding_of_a_constant_input_does_not_count_as_variation():
+    inputs = torch.full((64, 300), 1 / 3)
+    with pytest.raises(ValueError, match="5 of 5 standard deviations"):
+        minibatch_init_(nn.Linear(300, 5), inputs, granularity="unit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"target_std": 0.0}, "needs target_std > 0, got 0.0", id="std"),
+        pytest.param({"granularity": "channel"}, r"one of \('layer', 'unit'\), got 'channel'", id="granularity"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        minibatch_init_(nn.Linear(4, 2), torch.randn(8, 4), **settings)
