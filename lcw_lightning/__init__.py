@@ -3,6 +3,7 @@
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
+from lcw_lightning.checkpoints import load_from_checkpoint
 from lcw_lightning.classifier import GeometricDecay, ImageClassifier
 from lcw_lightning.constraints import constrain, fold
 from lcw_lightning.data.digits import Digits
@@ -21,5 +22,6 @@ __all__ = [
     "constrain",
     "fold",
     "linearly_constrained",
+    "load_from_checkpoint",
     "minibatch_init_",
 ]

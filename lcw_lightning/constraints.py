@@ -1,33 +1,23 @@
-"""Constraints on whole models: which weights, how they go on, come off, and travel in checkpoints."""
+"""Constraints on whole models: which weights, how they go on and come off."""
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lcw_lightning.layers import WeightRef, listed, named_weights, select_weights
+from lcw_lightning.layers import WeightRef, named_weights
 from lcw_lightning.parametrizations import ZeroSum, constrainable_parameter, linearly_constrained
-from lcw_lightning.theory.zero_sum import BASIS_VERSION
+from lcw_lightning.patterns import listed, select_weights
 
-__all__ = [
-    "Kind",
-    "check_basis",
-    "constrain",
-    "constrained_weights",
-    "fold",
-    "restore_constraints",
-    "save_constraints",
-    "saved_constraints",
-]
+__all__ = ["VERBS", "Kind", "constrain", "constrained_weights", "fold", "fold_", "kind_of"]
 
 Kind = Literal["none", "lcw"]
 
-_CHECKPOINT_KEY = "lcw_lightning"
-_VERBS: dict[str, Callable[[nn.Module, str], nn.Module]] = {"lcw": linearly_constrained}
+VERBS: dict[str, Callable[[nn.Module, str], nn.Module]] = {"lcw": linearly_constrained}
 _PARAMETRIZATIONS: dict[str, type[nn.Module]] = {"lcw": ZeroSum}
 
 
@@ -37,7 +27,8 @@ def constrain(
     """Constrain the weights of ``model`` in place, starting from the values that are there.
 
     Args:
-        model: Any module. Linear and Conv1d to Conv3d weights are constrained; embeddings and norms are left alone.
+        model: Any module. The weights of Linear, Bilinear, convolutions (grouped and transposed too), recurrent layers
+            and MultiheadAttention are constrained; embeddings and norms are left alone.
         kind: ``lcw`` (see :func:`~lcw_lightning.linearly_constrained`), or ``none`` for nothing.
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names, of weights to leave alone.
@@ -66,10 +57,10 @@ def constrain(
     if unconstrainable:
         warnings.warn(f"left unconstrained, because fan_in is 1: {listed(unconstrainable)}.", stacklevel=2)
     wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
-    new = {name: ref for name, ref in wanted.items() if _kind_of(ref) != kind}
+    new = {name: ref for name, ref in wanted.items() if kind_of(ref) != kind}
     _check_constrainable(model, new)
     for ref in new.values():
-        _VERBS[kind](ref.layer, ref.name)
+        VERBS[kind](ref.layer, ref.name)
     return list(wanted)
 
 
@@ -80,10 +71,9 @@ def constrained_weights(model: nn.Module) -> dict[str, Kind]:
         >>> constrained_weights(linearly_constrained(nn.Linear(4, 2)))
         {'weight': 'lcw'}
     """
-    return {name: kind for name, ref in named_weights(model).items() if (kind := _kind_of(ref)) != "none"}
+    return {name: kind for name, ref in named_weights(model).items() if (kind := kind_of(ref)) != "none"}
 
 
-@torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of ``model``: every parametrized tensor becomes an ordinary parameter of the same value.
 
@@ -94,60 +84,20 @@ def fold(model: nn.Module) -> nn.Module:
         >>> sorted(plain.state_dict())
         ['bias', 'weight']
     """
-    folded = copy.deepcopy(model)
-    for module in list(folded.modules()):
+    return fold_(copy.deepcopy(model))
+
+
+@torch.no_grad()
+def fold_(model: nn.Module) -> nn.Module:
+    """Fold ``model`` in place. An optimizer that was made before holds parameters that are gone: it is of no use."""
+    for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            _fold_(module)
-    return folded
+            _fold_layer_(module)
+    return model
 
 
-def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
-    """Write into the checkpoint which weights are constrained, in plain values that ``weights_only=True`` loads."""
-    checkpoint[_CHECKPOINT_KEY] = {"basis_version": BASIS_VERSION, "constraints": constrained_weights(model)}
-
-
-def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, Kind]:
-    """Return the kind of constraint of every weight that was constrained when the checkpoint was saved."""
-    constraints: dict[str, Kind] = checkpoint.get(_CHECKPOINT_KEY, {}).get("constraints", {})
-    return constraints
-
-
-def check_basis(checkpoint: Mapping[str, Any]) -> None:
-    """Raise a ValueError if the checkpoint's coordinates are in a basis that this version does not read."""
-    basis_version = checkpoint.get(_CHECKPOINT_KEY, {}).get("basis_version", BASIS_VERSION)
-    if basis_version != BASIS_VERSION:
-        raise ValueError(
-            f"the checkpoint's constrained weights are in basis version {basis_version}, but this lcw_lightning reads "
-            f"version {BASIS_VERSION}; load it with the version of lcw_lightning that wrote it."
-        )
-
-
-def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Constrain what the checkpoint says was constrained when it was saved, where ``model`` has it still plain.
-
-    Raises:
-        ValueError: The checkpoint's basis is not the one of this version, or it constrains a weight that the model
-            does not have, or in a way that this version does not know. The model is then as it was.
-    """
-    check_basis(checkpoint)
-    weights = named_weights(model)
-    constraints = saved_constraints(checkpoint)
-    for name, kind in constraints.items():
-        if name not in weights:
-            raise ValueError(
-                f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have: "
-                "it was written by another model."
-            )
-        if kind not in _VERBS:
-            raise ValueError(
-                f"the checkpoint's {name!r} has the kind {kind!r}, which this lcw_lightning does not know."
-            )
-    for name, kind in constraints.items():
-        if _kind_of(weights[name]) == "none":
-            _VERBS[kind](weights[name].layer, weights[name].name)
-
-
-def _kind_of(ref: WeightRef) -> Kind:
+def kind_of(ref: WeightRef) -> Kind:
+    """Return the kind of constraint that a weight is under, ``none`` if it has none of these."""
     if not parametrize.is_parametrized(ref.layer, ref.name):
         return "none"
     first = ref.layer.parametrizations[ref.name][0]  # type: ignore[index]
@@ -170,8 +120,8 @@ def _check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> 
             raise ValueError(f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; exclude them.")
 
 
-def _fold_(module: nn.Module) -> None:
-    # remove_parametrizations would take the property from the class, which the copy shares with the original.
+def _fold_layer_(module: nn.Module) -> None:
+    # remove_parametrizations would take the property from the class, which a copy shares with the original.
     parametrizations: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[union-attr, assignment]
     values = {
         name: nn.Parameter(
@@ -181,5 +131,8 @@ def _fold_(module: nn.Module) -> None:
     }
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
+    others = dict(module._parameters)
+    module._parameters.clear()  # weights come before biases, as in a layer that was never constrained
     for name, value in values.items():
         setattr(module, name, value)
+    module._parameters.update(others)

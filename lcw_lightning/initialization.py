@@ -30,12 +30,12 @@ def rescale_on_first_forward(
     units and samples (and positions) around one mean, activation shift included; ``unit`` gives each unit its own std
     around its own mean.
 
-    Only weights that require a gradient are touched. Under an initialized :mod:`torch.distributed` default group the
-    statistics are those of the union of all ranks' minibatches; every rank must take part. Compiled networks run
-    eagerly within the block.
+    Only weights that require a gradient are touched. Under an initialized :mod:`torch.distributed` default group every
+    rank must take part, and the statistics are those of the union of their minibatches. Compiled networks run eagerly.
 
     Args:
-        model: Any module; its Linear and Conv1d to Conv3d layers are armed.
+        model: Any module; its Linear layers and convolutions are armed. Recurrent layers, attention and Bilinear keep
+            their weights, since hooks do not see their preactivations.
         target_std: Standard deviation that preactivations get, in units of the preactivation.
         granularity: ``layer`` or ``unit``.
 
@@ -43,8 +43,8 @@ def rescale_on_first_forward(
         The names of the weights still armed: empty once every layer was reached.
 
     Raises:
-        ValueError: At once for a bad setting; within the forward pass for a layer whose preactivation is constant or
-            not finite, or whose parametrization cannot hold a rescaled weight, such as spectral_norm.
+        ValueError: At once for a bad setting or a sharded weight; within the forward pass for a layer whose
+            preactivation is constant or not finite, or whose parametrization cannot hold a rescaled weight.
     """
     _check_settings(target_std, granularity)
     rescaling = _Rescaling(model, target_std, granularity)
@@ -78,8 +78,7 @@ def minibatch_init_(
         The model itself.
 
     Raises:
-        ValueError: A bad setting, a preactivation that is constant or not finite, a parametrization that cannot hold a
-            rescaled weight.
+        ValueError: As :func:`rescale_on_first_forward` says.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -117,7 +116,16 @@ class _Rescaling:
         self.waiting = {
             name: ref
             for name, ref in named_weights(model).items()
-            if any(parameter.requires_grad for parameter in ref.parameters)
+            if ref.is_observable and any(parameter.requires_grad for parameter in ref.parameters)
+        }
+        for name, ref in self.waiting.items():
+            if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
+                raise ValueError(f"{name!r} is sharded; call minibatch_init_() before fully_shard().")
+        # Known now: a training step may freeze a network for a while, as adversaries do in turn.
+        self.biases = {
+            name: bias
+            for name, ref in self.waiting.items()
+            if isinstance(bias := ref.layer.bias, Tensor) and bias.requires_grad
         }
         self.handles: dict[str, RemovableHandle] = {}
         self.rescaled: set[int] = set()
@@ -126,8 +134,8 @@ class _Rescaling:
     def rescale(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.handles.pop(name).remove()
         ref = self.waiting.pop(name)
-        if isinstance(layer.bias, Tensor) and layer.bias.requires_grad:
-            layer.bias.zero_()
+        if name in self.biases:
+            self.biases[name].zero_()
         parameters = {id(parameter) for parameter in ref.parameters}
         if not self.rescaled.isdisjoint(parameters):
             return  # tied to a layer that came before
@@ -160,7 +168,7 @@ def _check_std(std: Tensor, name: str) -> None:
 
 def _scale_(ref: WeightRef, name: str, factor: Tensor) -> None:
     weight = ref.value
-    scaled = weight * factor.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
+    scaled = weight * ref.expand_to_weight(factor.to(weight.dtype))
     try:
         ref.assign_(scaled)
         held = (ref.value - scaled).norm() <= 0.02 * scaled.norm()

@@ -1,26 +1,36 @@
-"""Which layers hold a weight that can be constrained, and where its output units and input channels lie."""
+"""Which layers hold weights that can be constrained, and where their output units and input channels lie."""
 
 import math
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-__all__ = ["WeightRef", "listed", "named_weights", "select_weights", "split_channels"]
+__all__ = ["WEIGHT_NAMES", "WeightRef", "exchange_channels", "named_weights", "split_channels"]
 
-SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-LAYER_TYPES = tuple(SPATIAL_DIMS)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Linear: 0}
+SPATIAL_DIMS |= {kind: dims for kinds in (CONVOLUTIONS, TRANSPOSED) for dims, kind in enumerate(kinds, start=1)}
+WEIGHT_NAMES: dict[type[nn.Module], str] = {
+    **dict.fromkeys(SPATIAL_DIMS, "weight"),
+    nn.Bilinear: "weight",
+    nn.RNNBase: "weight_*",
+    nn.RNNCellBase: "weight_*",
+    nn.MultiheadAttention: "*_proj_weight",
+}
+"""Glob of the names of the weights that a layer type holds: all but embeddings, norms and biases."""
 
 
 class WeightRef(NamedTuple):
-    """A weight by its owner and attribute name. Output units lie along dimension 0.
+    """A weight by its owner and attribute name.
 
-    A unit is a row of a Linear weight or the kernel of one output channel (paper, Section 3.2), ``fan_in`` numbers of
-    its group's input channels times its kernel area.
+    A unit is a row of a weight matrix (of a Linear, of a gate, of a query), a slice of a Bilinear weight, or the
+    kernel of one output channel over the input channels of its group (paper, Section 3.2): ``fan_in`` numbers.
 
     Example:
         >>> ref = WeightRef(nn.Conv2d(8, 6, kernel_size=3, groups=2), "weight")
@@ -32,40 +42,51 @@ class WeightRef(NamedTuple):
     name: str
 
     @property
-    def num_channels(self) -> int:
-        """Input features of a Linear, input channels of a convolution."""
-        return int(self._size("in_features", "in_channels"))
+    def is_observable(self) -> bool:
+        """Whether the layer is called to map one input by this weight, so that hooks on it see both sides.
+
+        So it is for Linear and convolutions. Recurrent layers keep their inner states to themselves, and attention
+        reads its output projection without calling it.
+        """
+        called = not isinstance(self.layer, NonDynamicallyQuantizableLinear)
+        return called and isinstance(self.layer, tuple(SPATIAL_DIMS))
 
     @property
-    def num_units(self) -> int:
-        """Output features of a Linear, output channels of a convolution."""
-        return int(self._size("out_features", "out_channels"))
-
-    @property
-    def num_groups(self) -> int:
-        """Groups of a convolution: a unit sees the input channels of its own group alone."""
-        return int(getattr(self.layer, "groups", 1))
-
-    @property
-    def kernel_area(self) -> int:
-        """Positions of the kernel; 1 for a Linear."""
-        return math.prod(getattr(self.layer, "kernel_size", ()))
-
-    @property
-    def fan_in(self) -> int:
-        """Weights per output unit."""
-        return self.num_channels // self.num_groups * self.kernel_area
-
-    @property
-    def channel_dim(self) -> int:
-        """Where inputs and outputs hold their channels, counted from the end, batched or not."""
-        return -1 - _spatial_dims(self.layer)
+    def transposed_groups(self) -> int:
+        """Groups of a transposed convolution; 0 for other layers."""
+        return self.layer.groups if isinstance(self.layer, TRANSPOSED) else 0
 
     @property
     def value(self) -> Tensor:
         """The weight as the layer uses it now; a parametrization is evaluated anew."""
         weight: Tensor = getattr(self.layer, self.name)
         return weight
+
+    @property
+    def units(self) -> Tensor:
+        """The weight as a matrix with a row a unit, shape ``(num_units, fan_in)``."""
+        groups = self.transposed_groups
+        return (exchange_channels(self.value, groups) if groups else self.value).flatten(1)
+
+    @property
+    def num_units(self) -> int:
+        """Rows of :attr:`units`, such as the output channels of a convolution."""
+        return self.units.shape[0]
+
+    @property
+    def fan_in(self) -> int:
+        """Weights per unit; 0 while the layer is lazy."""
+        return 0 if is_lazy(self.value) else self.units.shape[1]
+
+    @property
+    def num_channels(self) -> int:
+        """Input features of a Linear, input channels of a convolution."""
+        return int(getattr(self.layer, "in_channels" if self.channel_dim < -1 else "in_features"))
+
+    @property
+    def channel_dim(self) -> int:
+        """Where inputs and outputs of an observable layer hold their channels, counted from the end, batched or not."""
+        return -1 - next(dims for kind, dims in SPATIAL_DIMS.items() if isinstance(self.layer, kind))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -105,61 +126,57 @@ class WeightRef(NamedTuple):
         """Repeat a value of each input channel over the kernel, for every unit that sees the channel.
 
         Args:
-            per_channel: One value an input channel, shape ``(num_channels,)``.
+            per_channel: One value an input channel of an observable layer, shape ``(num_channels,)``.
 
         Returns:
-            Shape ``(num_units, fan_in)``, or ``(1, fan_in)`` without groups: broadcasts against ``weight.flatten(1)``.
+            Shape ``(num_units, fan_in)``, or ``(1, fan_in)`` without groups: broadcasts against :attr:`units`.
         """
-        groups = per_channel.view(self.num_groups, -1).repeat_interleave(self.kernel_area, dim=1)
-        return groups if self.num_groups == 1 else groups.repeat_interleave(self.num_units // self.num_groups, dim=0)
+        kernel_area = math.prod(getattr(self.layer, "kernel_size", ()))
+        groups = per_channel.view(getattr(self.layer, "groups", 1), -1).repeat_interleave(kernel_area, dim=1)
+        return groups if len(groups) == 1 else groups.repeat_interleave(self.num_units // len(groups), dim=0)
 
-    def _size(self, linear: str, convolution: str) -> int:
-        return int(getattr(self.layer, linear if _spatial_dims(self.layer) == 0 else convolution))
+    def expand_to_weight(self, per_unit: Tensor) -> Tensor:
+        """Shape a value of each unit, or one for all, so that it broadcasts against :attr:`value`."""
+        column, groups = per_unit.view(-1, *[1] * (self.value.dim() - 1)), self.transposed_groups
+        if not groups or len(per_unit) == 1:
+            return column
+        return exchange_channels(column.expand(-1, len(self.value) // groups, *column.shape[2:]), groups)
+
+
+def exchange_channels(weight: Tensor, groups: int) -> Tensor:
+    """Turn a transposed convolution's weight into that of a convolution with a unit a row, and back.
+
+    Args:
+        weight: Shape ``(in_channels, out_channels // groups, *kernel)``.
+        groups: Of the convolution.
+
+    Returns:
+        Shape ``(out_channels, in_channels // groups, *kernel)``. The function is its own inverse.
+
+    Example:
+        >>> exchange_channels(torch.zeros(6, 4, 3, 3), groups=2).shape
+        torch.Size([8, 3, 3, 3])
+    """
+    by_group = weight.view(groups, len(weight) // groups, *weight.shape[1:])
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 def named_weights(model: nn.Module) -> dict[str, WeightRef]:
     """Return every constrainable weight by its name ``layer.weight``, in the order of ``model.named_modules()``.
 
-    These are the weights of Linear and Conv1d to Conv3d (grouped and depthwise too); embeddings and norms are left
-    out. A module that stands in several places counts once, under its first name.
+    These are the weights of Linear, Bilinear, convolutions and transposed convolutions (grouped and depthwise too),
+    the input and recurrent weights of RNN, LSTM, GRU and their cells, and the projections of MultiheadAttention.
+    Embeddings and norms are left out. A module that stands in several places counts once, under its first name.
 
     Example:
-        >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))))
-        ['0.weight', '2.weight']
+        >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GRUCell(3, 2))))
+        ['0.weight', '2.weight_hh', '2.weight_ih']
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
-    return {f"{name}.weight" if name else "weight": WeightRef(layer, "weight") for name, layer in layers.items()}
-
-
-def select_weights(
-    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> dict[str, WeightRef]:
-    """Return the :func:`named_weights` that match a glob of ``include`` and none of ``exclude``.
-
-    Raises:
-        ValueError: A string in place of a list, a pattern that matches no weight, or nothing is left.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2))
-        >>> list(select_weights(model, exclude=["2.*"]))
-        ['0.weight']
-    """
-    weights = named_weights(model)
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ValueError(f"{argument} is a list of patterns, got the string {patterns!r}; write [{patterns!r}].")
-    matches = {glob: {name for name in weights if fnmatchcase(name, glob)} for glob in (*include, *exclude)}
-    for pattern, names in matches.items():
-        if not names:
-            raise ValueError(_no_match(pattern, weights, model))
-    chosen = set().union(*(matches[glob] for glob in include)).difference(*(matches[glob] for glob in exclude))
-    selected = {name: ref for name, ref in weights.items() if name in chosen}
-    if not selected:
-        raise ValueError(
-            f"include={list(include)} and exclude={list(exclude)} leave no weight of {type(model).__name__}; "
-            f"it has {listed(weights)}."
-        )
-    return selected
+    return {
+        f"{prefix}.{name}" if prefix else name: WeightRef(module, name)
+        for prefix, module in model.named_modules()
+        for name in _weight_names(module)
+    }
 
 
 def split_channels(values: Tensor, channel_dim: int) -> tuple[Tensor, list[int]]:
@@ -173,28 +190,8 @@ def split_channels(values: Tensor, channel_dim: int) -> tuple[Tensor, list[int]]
     return values, [dim for dim in range(values.dim()) if dim != values.dim() + channel_dim]
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Return the names for a message, the first ``most`` of them in full.
-
-    Example:
-        >>> listed(["a", "b", "c"], most=2)
-        "'a', 'b' and 1 more"
-    """
-    names = [repr(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _no_match(pattern: str, names: Iterable[str], model: nn.Module) -> str:
-    names = list(names)
-    if not names:
-        kinds = ", ".join(kind.__name__ for kind in SPATIAL_DIMS)
-        return f"{type(model).__name__} has no weight for the pattern {pattern!r}: it needs a layer of {kinds}."
-    near = get_close_matches(pattern, names, n=3, cutoff=0.0)
-    return (
-        f"the pattern {pattern!r} matches no weight of {type(model).__name__}; near it are {listed(near)} "
-        f"({len(names)} weights in all, named 'layer.weight')."
-    )
-
-
-def _spatial_dims(layer: nn.Module) -> int:
-    return next(dims for kind, dims in SPATIAL_DIMS.items() if isinstance(layer, kind))
+def _weight_names(module: nn.Module) -> list[str]:
+    pattern = next((names for kind, names in WEIGHT_NAMES.items() if isinstance(module, kind)), "")
+    held = [name for name, parameter in module._parameters.items() if parameter is not None]
+    parametrized = getattr(module, "parametrizations", {})
+    return sorted(name for name in [*held, *parametrized] if fnmatchcase(name, pattern))

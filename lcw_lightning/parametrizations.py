@@ -8,7 +8,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
-from lcw_lightning.theory.zero_sum import embed_zero_sum, zero_sum_coordinates
+from lcw_lightning.layers import WeightRef, exchange_channels
+from lcw_lightning.theory.zero_sum import BASIS_VERSION, embed_zero_sum, zero_sum_coordinates
 
 __all__ = ["ZeroSum", "constrainable_parameter", "linearly_constrained"]
 
@@ -21,23 +22,53 @@ class ZeroSum(nn.Module):
 
     Args:
         weight_shape: Shape of the weight, output units along dimension 0.
+        transposed_groups: Groups of a transposed convolution, whose weight has shape
+            ``(in_channels, out_channels // groups, *kernel)``; 0 for other layers.
     """
 
-    def __init__(self, weight_shape: tuple[int, ...]) -> None:
+    _version = BASIS_VERSION  # torch saves it beside every state dict
+
+    def __init__(self, weight_shape: tuple[int, ...], transposed_groups: int = 0) -> None:
         super().__init__()
         self.weight_shape = tuple(weight_shape)
+        self.transposed_groups = transposed_groups
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the weight for coordinates of shape ``(units, fan_in - 1)``."""
-        return embed_zero_sum(original).view(self.weight_shape)
+        units = embed_zero_sum(original)
+        if not self.transposed_groups:
+            return units.view(self.weight_shape)
+        kernels = units.view(len(units), self.weight_shape[0] // self.transposed_groups, *self.weight_shape[2:])
+        return exchange_channels(kernels, self.transposed_groups)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the coordinates of the zero-sum weight nearest to ``weight``: an assigned weight is projected."""
-        return zero_sum_coordinates(weight.flatten(start_dim=1))
+        kernels = exchange_channels(weight, self.transposed_groups) if self.transposed_groups else weight
+        return zero_sum_coordinates(kernels.flatten(start_dim=1))
 
     @override
     def extra_repr(self) -> str:
-        return f"weight_shape={self.weight_shape}"
+        groups = f", transposed_groups={self.transposed_groups}" if self.transposed_groups else ""
+        return f"weight_shape={self.weight_shape}{groups}"
+
+    @override
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        version = local_metadata.get("version", BASIS_VERSION)
+        if version != BASIS_VERSION:
+            layer = prefix.partition("parametrizations.")[0].rstrip(".")
+            error_msgs.append(
+                f"the coordinates of {layer!r} are in basis version {version}, but this lcw_lightning reads version "
+                f"{BASIS_VERSION}; load them with the version that wrote them"
+            )
 
 
 def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
@@ -45,25 +76,26 @@ def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
 
     .. math:: w_i = B v_i, \qquad \sum_j w_{ij} = 0
 
-    A unit is a row of a Linear weight, or the flattened kernel of one output channel of a convolution, grouped or
-    not. The trained parameter becomes ``module.parametrizations.weight.original``, the coordinates
-    :math:`v` of shape ``(units, fan_in - 1)`` in an orthonormal basis: :math:`\|v_i\| = \|w_i\|`, so weight decay
-    keeps its meaning, and SGD walks the path of the plain weight with its gradient centred per unit. Adam's path
-    depends on the basis.
+    A unit is a row of a weight matrix (a gate's or a query's row too), or the flattened kernel of one output channel
+    of a convolution over its group's input channels, transposed or not. The trained parameter becomes
+    ``module.parametrizations.weight.original``, the coordinates :math:`v` of shape ``(units, fan_in - 1)`` in an
+    orthonormal basis: :math:`\|v_i\| = \|w_i\|`, so weight decay keeps its meaning, and SGD walks the path of the plain
+    weight with its gradient centred per unit. Adam's path depends on the basis.
 
     **Initial value:** the zero-sum weight nearest to the present one, ``w - w.mean()`` per unit. The Parameter object
     stays the same one, so an optimizer made earlier, but not yet stepped, trains it. Later assignments
     ``module.weight = w`` are projected likewise, and a state dict with a plain ``weight`` loads.
 
     Args:
-        module: Owner of the weight: Linear or Conv1d to Conv3d.
-        name: Attribute name of the weight.
+        module: Owner of the weight: Linear, Bilinear, a convolution, a recurrent layer, MultiheadAttention, or any
+            module with a weight whose rows are units.
+        name: Attribute name of the weight, such as ``weight_hh_l0`` of an LSTM.
 
     Returns:
         The module itself.
 
     Raises:
-        ValueError: No such parameter, it is lazy or parametrized already, or its fan_in is below 2.
+        ValueError: No such parameter, it is lazy, sharded or parametrized already, or its fan_in is below 2.
 
     Example:
         >>> layer = linearly_constrained(nn.Linear(64, 3))
@@ -74,8 +106,11 @@ def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
     """
     weight = constrainable_parameter(module, name)
     weight.grad = None  # it has the shape of the weight, not of the coordinates
-    parametrize.register_parametrization(module, name, ZeroSum(tuple(weight.shape)))
+    zero_sum = ZeroSum(tuple(weight.shape), WeightRef(module, name).transposed_groups)
+    parametrize.register_parametrization(module, name, zero_sum)
     module.register_load_state_dict_pre_hook(partial(_accept_plain_weight, name=name))  # type: ignore[no-untyped-call]
+    if isinstance(module, nn.RNNBase):
+        _forget_computed_weights_in_copies(module)
     return module
 
 
@@ -83,7 +118,7 @@ def constrainable_parameter(module: nn.Module, name: str) -> nn.Parameter:
     """Return the plain parameter ``module.name``, if it can be constrained.
 
     Raises:
-        ValueError: No such parameter, it is lazy or parametrized already, or its fan_in is below 2.
+        ValueError: No such parameter, it is lazy, sharded or parametrized already, or its fan_in is below 2.
     """
     owner = f"{type(module).__name__}.{name}"
     if parametrize.is_parametrized(module, name):
@@ -93,7 +128,11 @@ def constrainable_parameter(module: nn.Module, name: str) -> nn.Parameter:
         raise ValueError(f"a constraint needs a parameter, but {owner} is none; name the module that owns the weight.")
     if is_lazy(weight):
         raise ValueError(f"a constraint needs the shape of {owner}, which is lazy; run one forward first.")
-    fan_in = weight[0].numel() if weight.dim() > 1 else 1
+    if hasattr(weight, "device_mesh"):
+        raise ValueError(
+            f"a constraint needs the whole weight, but {owner} is sharded; constrain the model before fully_shard()."
+        )
+    fan_in = WeightRef(module, name).fan_in if weight.dim() > 1 else 1
     if fan_in < 2:
         raise ValueError(
             f"a constraint needs fan_in >= 2, but {owner} of shape {tuple(weight.shape)} has fan_in={fan_in}, "
@@ -105,7 +144,22 @@ def constrainable_parameter(module: nn.Module, name: str) -> nn.Parameter:
 def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any, name: str) -> None:
     """Let a plain checkpoint load: its ``weight`` becomes the coordinates of the nearest zero-sum weight."""
     plain = state_dict.get(prefix + name)
-    if plain is not None and parametrize.is_parametrized(module, name) and plain.shape == getattr(module, name).shape:
-        del state_dict[prefix + name]
-        coordinates = zero_sum_coordinates(plain.flatten(start_dim=1))
-        state_dict[f"{prefix}parametrizations.{name}.original"] = coordinates
+    if plain is not None and parametrize.is_parametrized(module, name):
+        zero_sum: Any = module.parametrizations[name][0]  # type: ignore[index]
+        if plain.shape == zero_sum.weight_shape:
+            del state_dict[prefix + name]
+            state_dict[f"{prefix}parametrizations.{name}.original"] = zero_sum.right_inverse(plain)
+
+
+def _forget_computed_weights_in_copies(module: nn.RNNBase) -> None:
+    # A recurrent layer keeps the weights of its last forward pass, which deepcopy refuses: they are no leaves of the
+    # graph. It computes them anew when they are gone. The class is the one that parametrize made for this module alone.
+    kind: Any = type(module)
+    deepcopy = kind.__deepcopy__
+
+    def deepcopy_without_them(self: Any, memo: dict[int, Any]) -> Any:
+        self._flat_weights = [None] * len(self._flat_weights_names)
+        return deepcopy(self, memo)
+
+    if len(module.parametrizations) == 1:  # type: ignore[arg-type]
+        kind.__deepcopy__ = deepcopy_without_them

@@ -76,7 +76,7 @@ class NetworkMoments(Metric):
 
 
 def layer_statistics(
-    moments: Mapping[Quantity, ChannelMoments], ref: WeightRef, weight: Tensor, bias: Tensor | None
+    moments: Mapping[Quantity, ChannelMoments], ref: WeightRef, units: Tensor, bias: Tensor | None
 ) -> dict[str, Tensor]:
     r"""Return the activation-shift statistics of one layer ``z = W a`` (bias left out), scalars by name.
 
@@ -99,12 +99,12 @@ def layer_statistics(
     Args:
         moments: The layer's entry of :meth:`NetworkMoments.compute`.
         ref: The layer's weight.
-        weight: Its value, output units along dimension 0.
+        units: Its value at the time, as :attr:`WeightRef.units`.
         bias: What the layer adds to ``W a``, or None.
     """
     a, z = moments["input"], moments["preactivation"]
     shift = z.mean if bias is None else z.mean - bias
-    units = weight.to(torch.float64).flatten(1)
+    units = units.to(torch.float64)
     norms: Tensor = torch.linalg.vector_norm(units, dim=1)
     statistics = {
         "shift_ratio": (shift.square().mean() / z.variance.mean()).sqrt(),

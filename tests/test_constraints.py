@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lcw_lightning import constrain, fold, linearly_constrained
-from lcw_lightning.constraints import constrained_weights, restore_constraints, save_constraints
+from lcw_lightning.constraints import constrained_weights
 
 
 class Network(nn.Module):
@@ -144,44 +144,6 @@ def test_folding_takes_other_peoples_parametrizations_too():
     folded = fold(layer)
     assert sorted(folded.state_dict()) == ["bias", "weight"]
     assert torch.equal(folded.weight, layer.weight)
-
-
-def test_a_checkpoints_constraints_are_restored_before_its_weights():
-    source, target, checkpoint = Network(), Network(), {}
-    constrain(source, exclude=["head.*"])
-    save_constraints(source, checkpoint)
-    restore_constraints(target, checkpoint)
-    target.load_state_dict(source.state_dict())
-    assert constrained_weights(target) == constrained_weights(source)
-    assert torch.equal(target.conv.weight, source.conv.weight)
-
-
-def test_a_plain_checkpoint_restores_nothing():
-    network = Network()
-    restore_constraints(network, {"state_dict": {}})
-    assert constrained_weights(network) == {}
-
-
-def test_another_basis_is_refused_before_anything_changes():
-    checkpoint = {"lcw_lightning": {"basis_version": 2, "constraints": {"head.weight": "lcw"}}}
-    network = Network()
-    with pytest.raises(ValueError, match="basis version 2, but this lcw_lightning reads version 1"):
-        restore_constraints(network, checkpoint)
-    assert constrained_weights(network) == {}
-
-
-def test_a_checkpoint_of_another_model_is_refused_by_name():
-    checkpoint = {"lcw_lightning": {"basis_version": 1, "constraints": {"conv.weight": "lcw", "tail.weight": "lcw"}}}
-    network = Network()
-    with pytest.raises(ValueError, match=r"constrains 'tail\.weight', which Network does not have"):
-        restore_constraints(network, checkpoint)
-    assert constrained_weights(network) == {}
-
-
-def test_a_checkpoint_of_an_unknown_kind_is_refused():
-    checkpoint = {"lcw_lightning": {"basis_version": 1, "constraints": {"head.weight": "cubic"}}}
-    with pytest.raises(ValueError, match=r"'head\.weight' has the kind 'cubic'"):
-        restore_constraints(Network(), checkpoint)
 
 
 def test_a_constrained_network_trains_like_any_module():

@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from lcw_lightning import linearly_constrained
-from lcw_lightning.layers import WeightRef, named_weights, select_weights
+from lcw_lightning import constrain, linearly_constrained
+from lcw_lightning.layers import WeightRef, named_weights
 from lcw_lightning.theory.zero_sum import embed_zero_sum
 
 LAYERS = {
@@ -13,14 +15,30 @@ LAYERS = {
     "conv3d": nn.Conv3d(6, 4, 2),
     "grouped": nn.Conv2d(6, 4, 3, groups=2),
     "depthwise": nn.Conv2d(4, 8, 3, groups=4),
+    "transposed1d": nn.ConvTranspose1d(6, 4, 3),
+    "transposed3d": nn.ConvTranspose3d(6, 4, 2),
+    "transposed-grouped": nn.ConvTranspose2d(6, 4, (3, 2), groups=2),
+    "transposed-depthwise": nn.ConvTranspose2d(4, 8, 3, groups=4),
 }
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_sizes_are_those_of_the_weight(layer):
+def test_units_are_the_layers_outputs(layer):
     ref = WeightRef(layer, "weight")
-    assert ref.value.shape[0] == ref.num_units
-    assert ref.value[0].numel() == ref.fan_in
+    assert ref.num_units == getattr(layer, "out_channels", getattr(layer, "out_features", None))
+    assert ref.units.shape == (ref.num_units, ref.fan_in)
+    assert ref.num_units * ref.fan_in == layer.weight.numel()
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_factor_for_each_unit_scales_that_units_output_alone(layer):
+    ref = WeightRef(layer, "weight")
+    factors = torch.arange(1.0, ref.num_units + 1)
+    image = torch.randn(2, ref.num_channels, *[5] * (-1 - ref.channel_dim))
+    bias = layer.bias.view(-1, *[1] * (image.dim() - 2))
+    before = layer(image) - bias
+    scaled = torch.func.functional_call(layer, {"weight": layer.weight * ref.expand_to_weight(factors)}, image) - bias
+    torch.testing.assert_close(scaled, before * factors.view(-1, *[1] * (image.dim() - 2)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
@@ -28,58 +46,54 @@ def test_a_constant_image_gives_every_unit_its_expanded_input(layer):
     channels = torch.rand(WeightRef(layer, "weight").num_channels)
     spatial = [5] * (-1 - WeightRef(layer, "weight").channel_dim)
     image = channels.view(-1, *[1] * len(spatial)).expand(-1, *spatial).unsqueeze(0)
-    expected = layer(image).flatten(2).mean(2)[0] if spatial else layer(image)[0]
+    inner = (..., *[slice(size - 1, 5) for size in getattr(layer, "output_padding", ()) and layer.kernel_size])
+    expected = layer(image)[inner].flatten(2).mean(2)[0] if spatial else layer(image)[0]
     expanded = WeightRef(layer, "weight").expand_to_fan_in(channels)
-    torch.testing.assert_close((layer.weight.flatten(1) * expanded).sum(1) + layer.bias, expected)
+    units = WeightRef(layer, "weight").units
+    torch.testing.assert_close((units * expanded).sum(1) + layer.bias, expected)
 
 
-def test_names_follow_the_model_and_leave_other_weights_out():
-    model = nn.ModuleDict(
-        {
-            "embedding": nn.Embedding(5, 4),
-            "body": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
-            "head": LAYERS["grouped"],
-        }
-    )
-    assert list(named_weights(model)) == ["body.0.weight", "head.weight"]
+HOLDERS = {
+    "embedding": (nn.Embedding(5, 4), []),
+    "layer-norm": (nn.LayerNorm(4), []),
+    "batch-norm": (nn.BatchNorm2d(4), []),
+    "linear": (nn.Linear(4, 4), ["weight"]),
+    "bilinear": (nn.Bilinear(3, 4, 2), ["weight"]),
+    "transposed": (nn.ConvTranspose2d(3, 4, 2), ["weight"]),
+    "rnn": (nn.RNN(3, 4), ["weight_hh_l0", "weight_ih_l0"]),
+    "lstm": (
+        nn.LSTM(3, 4, proj_size=2, bidirectional=True),
+        [f"weight_{kind}_l0{way}" for kind in ("hh", "hr", "ih") for way in ("", "_reverse")],
+    ),
+    "gru-cell": (nn.GRUCell(3, 4), ["weight_hh", "weight_ih"]),
+    "attention": (nn.MultiheadAttention(4, 2), ["in_proj_weight", "out_proj.weight"]),
+    "cross-attention": (
+        nn.MultiheadAttention(4, 2, kdim=3, vdim=5),
+        ["k_proj_weight", "q_proj_weight", "v_proj_weight", "out_proj.weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("module", "names"), HOLDERS.values(), ids=HOLDERS)
+def test_each_kind_of_layer_names_its_weights_plain_and_constrained(module, names):
+    assert list(named_weights(module)) == names
+    module = copy.deepcopy(module)
+    if names:
+        assert constrain(module) == names
+    assert list(named_weights(module)) == names
+
+
+def test_hooks_see_linear_layers_and_convolutions_alone():
+    model = nn.ModuleDict({name: module for name, (module, _) in HOLDERS.items()})
+    assert [name for name, ref in named_weights(model).items() if ref.is_observable] == [
+        "linear.weight",
+        "transposed.weight",
+    ]
 
 
 def test_a_shared_module_counts_once():
     shared = nn.Linear(3, 3)
     assert list(named_weights(nn.Sequential(shared, nn.ReLU(), shared))) == ["0.weight"]
-
-
-@pytest.fixture
-def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-
-
-@pytest.mark.parametrize(
-    ("include", "exclude", "expected"),
-    [
-        pytest.param(["*"], [], ["0.weight", "1.weight", "2.weight"], id="all"),
-        pytest.param(["0.*", "2.weight"], [], ["0.weight", "2.weight"], id="include"),
-        pytest.param(["*"], ["[01].*"], ["2.weight"], id="exclude"),
-    ],
-)
-def test_globs_select(network, include, exclude, expected):
-    assert list(select_weights(network, include, exclude)) == expected
-
-
-@pytest.mark.parametrize("patterns", [{"include": ["1.wieght"]}, {"exclude": ["1.wieght"]}], ids=["include", "exclude"])
-def test_a_pattern_without_a_match_names_near_ones(network, patterns):
-    with pytest.raises(ValueError, match=r"'1\.wieght' matches no weight of Sequential; near it are '1\.weight'"):
-        select_weights(network, **patterns)
-
-
-def test_nothing_left_is_an_error(network):
-    with pytest.raises(ValueError, match="leave no weight of Sequential"):
-        select_weights(network, exclude=["*"])
-
-
-def test_a_model_without_weights_says_what_is_needed():
-    with pytest.raises(ValueError, match="needs a layer of Linear, Conv1d, Conv2d, Conv3d"):
-        select_weights(nn.ReLU())
 
 
 ASSIGNABLE = {
@@ -99,9 +113,3 @@ def test_an_assigned_value_comes_back_and_every_parameter_keeps_its_storage(laye
     for (parameter, pointer), now in zip(before, layer.parameters(), strict=True):
         assert now is parameter
         assert now.data_ptr() == pointer
-
-
-@pytest.mark.parametrize("argument", ["include", "exclude"])
-def test_a_string_in_place_of_a_list_is_refused(network, argument):
-    with pytest.raises(ValueError, match=rf"{argument} is a list of patterns, got the string '0\.\*'"):
-        select_weights(network, **{argument: "0.*"})

@@ -14,21 +14,47 @@ LAYERS = {
     "conv3d": lambda: nn.Conv3d(6, 4, 2),
     "grouped": lambda: nn.Conv2d(6, 4, 3, groups=2),
     "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4),
+    "bilinear": lambda: nn.Bilinear(3, 4, 2),
+    "transposed1d": lambda: nn.ConvTranspose1d(6, 4, 3),
+    "transposed2d": lambda: nn.ConvTranspose2d(6, 4, (3, 2)),
+    "transposed3d": lambda: nn.ConvTranspose3d(6, 4, 2),
+    "transposed-grouped": lambda: nn.ConvTranspose2d(6, 4, 3, groups=2),
+    "transposed-depthwise": lambda: nn.ConvTranspose2d(4, 4, 3, groups=4),
 }
 layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 
+def units(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """The numbers of each unit, a row a unit, picked one by one from the documented layout of torch's weights."""
+    if not hasattr(layer, "output_padding") or "Transpose" not in str(layer):
+        return weight.flatten(1)
+    ins, outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    rows = [weight[group * ins : (group + 1) * ins, out] for group in range(layer.groups) for out in range(outs)]
+    return torch.stack([row.flatten() for row in rows])
+
+
 def sums(layer: nn.Module) -> torch.Tensor:
-    units = layer.weight.detach().flatten(1)
-    return units.sum(1).abs() / units.norm(dim=1)
+    rows = units(layer, layer.weight.detach())
+    return rows.sum(1).abs() / rows.norm(dim=1)
+
+
+@pytest.mark.parametrize("kind", [name for name in LAYERS if name.startswith("transposed")])
+def test_a_transposed_convolution_does_not_see_the_mean_of_its_input(kind):
+    layer = LAYERS[kind]()
+    ones = torch.ones(1, layer.in_channels, *[5] * len(layer.kernel_size))
+    inner = (..., *[slice(size - 1, 5) for size in layer.kernel_size])  # where the whole kernel lies in the input
+    shift = layer(ones)[inner] - layer.bias.view(-1, *[1] * len(layer.kernel_size))
+    assert shift.abs().max() > 1e-2
+    linearly_constrained(layer)
+    shift = layer(ones)[inner] - layer.bias.view(-1, *[1] * len(layer.kernel_size))
+    assert shift.abs().max() < 1e-6
 
 
 @layers
 def test_each_unit_starts_as_the_projection_of_the_plain_weight(make):
     plain = make()
     layer = linearly_constrained(copy.deepcopy(plain))
-    expected = project_zero_sum(plain.weight.flatten(1)).view_as(plain.weight)
-    torch.testing.assert_close(layer.weight, expected)
+    torch.testing.assert_close(units(layer, layer.weight), project_zero_sum(units(plain, plain.weight)))
     assert sums(layer).max() < 1e-6
     assert sums(plain).max() > 1e-2
 
@@ -46,7 +72,8 @@ def test_the_state_dict_holds_coordinates_and_nothing_more(make):
     layer = linearly_constrained(make())
     assert set(layer.state_dict()) == {"bias", "parametrizations.weight.original"}
     weight = layer.weight
-    assert layer.parametrizations.weight.original.shape == (weight.shape[0], weight[0].numel() - 1)
+    num_units, fan_in = units(layer, weight).shape
+    assert layer.parametrizations.weight.original.shape == (num_units, fan_in - 1)
 
 
 @layers
@@ -67,14 +94,14 @@ def test_an_assigned_weight_is_projected(make):
     layer = linearly_constrained(make())
     value = torch.randn_like(layer.weight)
     layer.weight = value
-    torch.testing.assert_close(layer.weight, project_zero_sum(value.flatten(1)).view_as(value))
+    torch.testing.assert_close(units(layer, layer.weight), project_zero_sum(units(layer, value)))
 
 
 @layers
 def test_a_plain_state_dict_loads_strictly(make):
     plain, layer = make(), linearly_constrained(make())
     layer.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(layer.weight, project_zero_sum(plain.weight.flatten(1)).view_as(plain.weight))
+    torch.testing.assert_close(units(layer, layer.weight), project_zero_sum(units(plain, plain.weight)))
     assert torch.equal(layer.bias, plain.bias)
 
 
@@ -122,9 +149,10 @@ def test_weight_decay_shrinks_the_weight_as_it_would_the_plain_one():
 
 
 def test_another_parameter_can_be_named():
-    layer = nn.Bilinear(3, 4, 2)
-    assert linearly_constrained(layer, name="weight") is layer
-    assert sums(layer).max() < 1e-6
+    layer = nn.LSTM(3, 4)
+    assert linearly_constrained(layer, name="weight_hh_l0") is layer
+    assert layer.weight_hh_l0.sum(1).abs().max() < 1e-6
+    assert layer.weight_ih_l0.sum(1).abs().max() > 1e-2
 
 
 def test_a_stale_gradient_is_dropped():
@@ -149,6 +177,8 @@ def test_the_constrained_layer_can_be_copied_and_printed():
         pytest.param(nn.Linear(3, 4), "bias", r"Linear\.bias of shape \(4,\) has fan_in=1", id="bias"),
         pytest.param(nn.Linear(3, 4, bias=False), "bias", r"Linear\.bias is none", id="no-parameter"),
         pytest.param(nn.LazyLinear(4), "weight", "is lazy; run one forward first", id="lazy"),
+        pytest.param(nn.ConvTranspose2d(4, 4, 1, groups=4), "weight", "has fan_in=1", id="transposed-1x1"),
+        pytest.param(nn.GRU(1, 4), "weight_ih_l0", r"GRU\.weight_ih_l0 of shape \(12, 1\) has fan_in=1", id="gate"),
         pytest.param(linearly_constrained(nn.Linear(3, 4)), "weight", "is parametrized already", id="twice"),
     ],
 )
@@ -156,6 +186,48 @@ def test_the_constrained_layer_can_be_copied_and_printed():
 def test_what_cannot_be_constrained_is_refused_by_name(layer, name, message):
     with pytest.raises(ValueError, match=message):
         linearly_constrained(layer, name)
+
+
+@pytest.fixture
+def recurrent():
+    """An LSTM with both its weights constrained, after a forward pass, and its input."""
+    layer, sequence = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    linearly_constrained(layer, "weight_ih_l0")
+    linearly_constrained(layer, "weight_hh_l0")
+    layer(sequence)
+    return layer, sequence
+
+
+def test_a_recurrent_layer_uses_the_present_weights_at_each_call(recurrent):
+    layer, sequence = recurrent
+    before = layer(sequence)[0]
+    with torch.no_grad():
+        layer.parametrizations.weight_hh_l0.original.mul_(2)
+    plain = nn.LSTM(3, 4)
+    plain.load_state_dict({name: getattr(layer, name).detach() for name in plain.state_dict()})
+    assert torch.equal(layer(sequence)[0], plain(sequence)[0])
+    assert not torch.equal(layer(sequence)[0], before)
+
+
+def test_a_recurrent_layer_can_be_copied_after_a_forward_pass(recurrent):
+    layer, sequence = recurrent
+    twin = copy.deepcopy(copy.deepcopy(layer))
+    assert torch.equal(twin(sequence)[0], layer(sequence)[0])
+    with torch.no_grad():
+        twin.parametrizations.weight_hh_l0.original.zero_()
+    assert layer.weight_hh_l0.any()
+    layer(sequence)[0].sum().backward()
+    assert layer.parametrizations.weight_hh_l0.original.grad.any()
+
+
+def test_coordinates_of_another_basis_are_refused_even_without_a_lightning_checkpoint(tmp_path):
+    layer = linearly_constrained(nn.Linear(3, 4))
+    state = layer.state_dict()
+    state._metadata["parametrizations.weight.0"]["version"] = 2
+    torch.save({"model": state}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+    with pytest.raises(RuntimeError, match=r"the coordinates of '' are in basis version 2"):
+        layer.load_state_dict(state)
 
 
 def test_a_plain_weight_of_another_shape_is_refused():

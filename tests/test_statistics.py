@@ -21,7 +21,7 @@ def observed(layer, inputs):
     gradient = torch.randn_like(layer(inputs))
     with observe({"layer": layer}, moments.update):
         layer(inputs).backward(gradient)
-    return layer_statistics(moments.compute()["layer"], ref, layer.weight.detach(), layer.bias), gradient
+    return layer_statistics(moments.compute()["layer"], ref, ref.units.detach(), layer.bias), gradient
 
 
 def channels(tensor):
@@ -64,6 +64,22 @@ def _shift_angle(layer, mean):
         cosine = torch.cosine_similarity(weight.flatten(), seen.flatten(), dim=0)
         angles.append(abs(90 - torch.rad2deg(cosine.acos()).item()))
     return sum(angles) / len(angles)
+
+
+def test_a_transposed_convolution_has_the_statistics_of_the_convolution_that_it_equals():
+    transposed, plain = nn.ConvTranspose2d(6, 4, 1, groups=2), nn.Conv2d(6, 4, 1, groups=2)
+    with torch.no_grad():
+        for out in range(4):  # two outputs a group, which see three inputs each
+            plain.weight[out] = transposed.weight[3 * (out // 2) : 3 * (out // 2) + 3, out % 2]
+        plain.bias.copy_(transposed.bias)
+    images = torch.rand(16, 6, 4, 4)
+    torch.manual_seed(1)
+    expected, _ = observed(plain, images)
+    torch.manual_seed(1)
+    statistics, _ = observed(transposed, images)
+    assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4
+    )
 
 
 def test_zero_sum_weights_on_equal_means_have_no_shift():

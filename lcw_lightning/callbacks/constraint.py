@@ -2,22 +2,23 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lcw_lightning.constraints import (
-    Kind,
-    check_basis,
-    constrain,
-    constrained_weights,
-    save_constraints,
-    saved_constraints,
-)
-from lcw_lightning.layers import listed, named_weights, select_weights
+from lcw_lightning.checkpoints import check_basis, save_constraints, saved_constraints
+from lcw_lightning.constraints import Kind, constrain, constrained_weights, fold_, kind_of
+from lcw_lightning.layers import named_weights
+from lcw_lightning.loading import all_or_nothing
+from lcw_lightning.patterns import listed, select_weights
 
 __all__ = ["ConstraintCallback"]
 
@@ -28,10 +29,13 @@ class ConstraintCallback(Callback):
     Takes effect before optimizers, the strategy's wrapping and the loading of a checkpoint, whether the module builds
     its layers in ``__init__``, ``setup`` or ``configure_model``. Weights start from the zero-sum values nearest to
     those that are there. A second run with the same module changes nothing. Plain checkpoints load; a run that trained
-    plain weights with optimizer state cannot be resumed under the constraint.
+    plain weights with optimizer state cannot be resumed under the constraint. A checkpoint that does not fit changes
+    nothing in the module.
 
-    In a list of callbacks it comes before those that copy the module in their ``setup``, such as weight averaging. A
-    module that overrides ``setup`` or ``configure_model`` is constrained after both, too late for these.
+    A module that overrides ``setup`` or ``configure_model`` is constrained after both, so that they may draw weights.
+    Under weight averaging and under ModelParallelStrategy, which copy or shard the module earlier, it is constrained
+    before them, if its layers are there. After a fit with processes that Lightning starts itself (``ddp_spawn``,
+    notebooks) the module of the main process holds the trained zero-sum weights, plain.
 
     Args:
         kind: The constraint: ``lcw``, or ``none`` to leave the module as it is.
@@ -39,9 +43,10 @@ class ConstraintCallback(Callback):
         exclude: Glob patterns of weights to leave alone.
 
     Raises:
-        ValueError: At setup, for a pattern that matches no weight and for weights that cannot be constrained, those of
-            fan_in 1 among them; for a full checkpoint in another basis or with the optimizer state of plain weights;
-            at train start, for a constrained weight that no optimizer trains.
+        ValueError: At setup, for a pattern that matches no weight, for weights that cannot be constrained, those of
+            fan_in 1 among them, and after a weight averaging that has copied the module; for a checkpoint that does not
+            fit, is in another basis or holds the optimizer state of plain weights; at train start, for a constrained
+            weight that no optimizer trains or whose optimizer has stepped without the constraint.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -52,6 +57,7 @@ class ConstraintCallback(Callback):
         self.kind = kind
         self.include = list(include)
         self.exclude = list(exclude)
+        self._held = ExitStack()
 
     @property
     @override
@@ -60,34 +66,30 @@ class ConstraintCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Both hooks run after this one, and may build layers.
-        if is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module):
-            self._constrain_after_configure_model(pl_module)
-        else:
+        self._let_go(pl_module)
+        self._held.enter_context(all_or_nothing(pl_module))
+        if self.kind == "none":
+            return
+        _check_averaging(trainer, pl_module, self)
+        if _is_complete(trainer, pl_module):
             self._constrain(pl_module)
+        else:
+            self._constrain_after_configure_model(pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        vars(pl_module).pop("configure_model", None)
+        self._let_go(pl_module)
+        if stage == "fit" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            # The worker's state dict goes back into the main process's module, which is plain.
+            fold_(pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        vars(pl_module).pop("configure_model", None)
+        self._let_go(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-        weights = named_weights(pl_module)
-        untrained = [
-            name
-            for name in constrained_weights(pl_module)
-            if any(p.requires_grad and id(p) not in held for p in weights[name].parameters)
-        ]
-        if untrained:
-            raise ValueError(
-                f"no optimizer holds the constrained weights {listed(untrained)}, so they would never train; make the "
-                "optimizer in configure_optimizers(), or freeze them with requires_grad_(False)."
-            )
+        _check_optimizers(trainer.optimizers, pl_module)
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -106,15 +108,18 @@ class ConstraintCallback(Callback):
                 "fit; load its weights alone, and fit without ckpt_path."
             )
 
+    def _let_go(self, pl_module: LightningModule) -> None:
+        vars(pl_module).pop("configure_model", None)
+        self._held.close()
+
     def _constrain(self, pl_module: LightningModule) -> None:
-        if self.kind != "none":
-            selected = select_weights(pl_module, self.include, self.exclude)
-            too_small = [name for name, ref in selected.items() if ref.fan_in == 1]
-            if too_small:
-                raise ValueError(
-                    f"a constrained weight needs fan_in >= 2, but fan_in is 1 for {listed(too_small)}, where zero is "
-                    "the only zero-sum weight; name them in exclude to leave them unconstrained."
-                )
+        selected = select_weights(pl_module, self.include, self.exclude)
+        too_small = [name for name, ref in selected.items() if ref.fan_in == 1]
+        if too_small:
+            raise ValueError(
+                f"a constrained weight needs fan_in >= 2, but fan_in is 1 for {listed(too_small)}, where zero is the "
+                "only zero-sum weight; name them in exclude to leave them unconstrained."
+            )
         constrain(pl_module, self.kind, self.include, self.exclude)
 
     def _constrain_after_configure_model(self, pl_module: LightningModule) -> None:
@@ -126,3 +131,52 @@ class ConstraintCallback(Callback):
             self._constrain(pl_module)
 
         vars(pl_module)["configure_model"] = configure_and_constrain
+
+
+_AVERAGING = (WeightAveraging, StochasticWeightAveraging)
+
+
+def _check_averaging(trainer: Trainer, pl_module: LightningModule, callback: ConstraintCallback) -> None:
+    """Raise for a weight averaging that copies the module before it can be constrained."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    for early in callbacks[: callbacks.index(callback)]:
+        if isinstance(early, _AVERAGING):
+            raise ValueError(
+                f"{type(early).__name__} copies the module in its setup, before ConstraintCallback constrains it; list "
+                "ConstraintCallback first."
+            )
+    for averaging in callbacks:
+        if isinstance(averaging, StochasticWeightAveraging) and not named_weights(pl_module):
+            raise ValueError(
+                "StochasticWeightAveraging copies the module before its setup() or configure_model() builds the "
+                "layers; build them in __init__()."
+            )
+
+
+def _check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule) -> None:
+    """Raise for a constrained weight that no optimizer trains, or whose optimizer has stepped while it was plain."""
+    states = {p: o.state.get(p, {}) for o in optimizers for group in o.param_groups for p in group["params"]}
+    weights = {name: ref for name, ref in named_weights(pl_module).items() if kind_of(ref) != "none"}
+    trained = {name: [p for p in ref.parameters if p.requires_grad] for name, ref in weights.items()}
+    untrained = [name for name, parameters in trained.items() if not states.keys() >= set(parameters)]
+    if untrained:
+        raise ValueError(
+            f"no optimizer holds the constrained weights {listed(untrained)}, so they would never train; make the "
+            "optimizer in configure_optimizers(), or freeze them with requires_grad_(False)."
+        )
+    for name, parameters in trained.items():
+        held = [value for parameter in parameters for value in states[parameter].values()]
+        if any(getattr(value, "shape", None) == weights[name].value.shape for value in held):
+            raise ValueError(
+                f"the optimizer of {name!r} has stepped before the weight was constrained, so its state does not fit; "
+                "make a new one in configure_optimizers()."
+            )
+
+
+def _is_complete(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Return whether the module is to be constrained now, before its own ``setup`` and ``configure_model``."""
+    if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
+        return True
+    averaged = any(isinstance(callback, _AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    return (averaged or sharded) and bool(named_weights(pl_module))

@@ -6,10 +6,11 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from typing_extensions import override
 
 from lcw_lightning.initialization import is_initialized, mark_initialized, rescale_on_first_forward
-from lcw_lightning.layers import listed
+from lcw_lightning.patterns import listed
 
 __all__ = ["MinibatchInitCallback"]
 
@@ -33,7 +34,8 @@ class MinibatchInitCallback(Callback):
             parametrization cannot hold a rescaled weight, such as spectral_norm.
 
     Warns:
-        UserWarning: Layers that the first batch did not reach keep their weights.
+        UserWarning: Layers that the first batch did not reach keep their weights; a LearningRateFinder tries its rates
+            on weights that are not initialized yet.
     """
 
     def __init__(self, target_std: float = 1.0, granularity: Literal["none", "layer", "unit"] = "layer") -> None:
@@ -41,6 +43,16 @@ class MinibatchInitCallback(Callback):
         self.granularity = granularity
         self._armed = ExitStack()
         self._waiting: KeysView[str] | None = None  # the layers not yet reached, while armed
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        finders = [c for c in trainer.callbacks if isinstance(c, LearningRateFinder)]  # type: ignore[attr-defined]
+        if finders and self.granularity != "none" and stage == "fit" and _is_fresh(trainer, pl_module):
+            warnings.warn(
+                "LearningRateFinder tries its rates before the first batch initializes the weights; rescale them with "
+                "minibatch_init_(module, inputs) before fit, and leave MinibatchInitCallback out.",
+                stacklevel=2,
+            )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lcw_lightning.layers import WeightRef, select_weights
+from lcw_lightning.layers import WeightRef
+from lcw_lightning.patterns import select_weights
 from lcw_lightning.recording import Quantity, observe
 from lcw_lightning.statistics import NetworkMoments, layer_statistics
 
@@ -92,16 +93,16 @@ class _Sample:
 
     def __init__(self, weights: dict[str, WeightRef], device: torch.device, gradient_unit: float) -> None:
         self.gradient_unit = gradient_unit
-        self.layers = {name.removesuffix(".weight"): ref for name, ref in weights.items()}
+        self.layers = {name.removesuffix(".weight"): ref for name, ref in weights.items() if ref.is_observable}
         self.moments = NetworkMoments(self.layers).to(device)
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def observe(self, name: str, quantity: Quantity, values: Tensor) -> None:
         self.moments.update(name, quantity, values)
         if quantity == "preactivation":
-            self.weight_and_bias(name)
+            self.units_and_bias(name)
 
-    def weight_and_bias(self, name: str) -> tuple[Tensor, Tensor | None]:
+    def units_and_bias(self, name: str) -> tuple[Tensor, Tensor | None]:
         # A copy at first use, since the optimizer steps before the statistics are made.
         if name not in self.weights:
             self.weights[name] = _copied(self.layers[name])
@@ -110,7 +111,7 @@ class _Sample:
     def scalars(self) -> dict[str, float]:
         tensors: dict[str, Tensor] = {}
         for name, moments in self.moments.compute().items():
-            statistics = layer_statistics(moments, self.layers[name], *self.weight_and_bias(name))
+            statistics = layer_statistics(moments, self.layers[name], *self.units_and_bias(name))
             if "gradient_std" in statistics:
                 statistics["gradient_std"] /= self.gradient_unit
             tensors |= {f"{statistic}/{name}": value for statistic, value in statistics.items()}
@@ -120,7 +121,7 @@ class _Sample:
 @torch.no_grad()
 def _copied(ref: WeightRef) -> tuple[Tensor, Tensor | None]:
     bias = ref.layer.bias
-    return ref.value.clone(), bias.clone() if isinstance(bias, Tensor) else None
+    return ref.units.clone(), bias.clone() if isinstance(bias, Tensor) else None
 
 
 def _gradient_unit(trainer: Trainer, pl_module: LightningModule) -> float:

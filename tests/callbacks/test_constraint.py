@@ -94,7 +94,10 @@ def test_the_checkpoint_loads_safely_and_names_basis_and_weights(make_project, m
     checkpoint = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
     assert checkpoint["lcw_lightning"] == {
         "basis_version": 1,
-        "constraints": {"body.0.weight": "lcw", "body.2.weight": "lcw"},
+        "constraints": {
+            "body.0.weight": {"kind": "lcw", "weight_shape": [16, 8], "transposed_groups": 0},
+            "body.2.weight": {"kind": "lcw", "weight_shape": [16, 16], "transposed_groups": 0},
+        },
     }
 
 

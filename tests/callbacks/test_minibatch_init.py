@@ -162,9 +162,26 @@ def test_a_run_that_failed_in_its_first_batch_can_be_started_again(make_project,
     assert z.std(correction=0).item() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:LearningRateFinder tries its rates before")
 def test_after_a_tuner_the_run_initializes(make_project, make_trainer, loader):
     project, snapshots = make_project(), Snapshots()
     project.lr = 0.1
     finder = LearningRateFinder(num_training_steps=3)
     make_trainer(finder, MinibatchInitCallback(), snapshots, enable_checkpointing=True).fit(project, loader)
     assert any(not state["head.bias"].any() for state in snapshots.states)
+
+
+@pytest.mark.filterwarnings("ignore:.*`limit_train_batches=0`")
+def test_a_run_without_training_batches_changes_nothing(make_project, make_trainer, loader):
+    project, plain = make_project(), make_project()
+    make_trainer(MinibatchInitCallback(), limit_train_batches=0).fit(project, loader)
+    assert torch.equal(project.head.weight, plain.head.weight)
+
+
+def test_training_sees_every_batch_once_and_in_order(make_project, make_trainer, loader):
+    seen = []
+    project = make_project()
+    step = project.training_step
+    project.training_step = lambda batch, batch_idx: (seen.append(batch[0]), step(batch, batch_idx))[1]
+    make_trainer(MinibatchInitCallback()).fit(project, loader)
+    assert [batch.tolist() for batch in seen] == [batch[0].tolist() for batch in loader]

@@ -1,0 +1,213 @@
+"""Constrained and plain checkpoints load into each other, whole and safely or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lcw_lightning import ConstraintCallback, constrain, fold, load_from_checkpoint
+from lcw_lightning.checkpoints import read_checkpoint, restore_constraints, save_constraints
+from lcw_lightning.constraints import constrained_weights
+
+ALL = ["conv.weight", "up.weight", "head.weight"]
+
+
+class Project(LightningModule):
+    """Never heard of constraints; its layers are built from a hyperparameter."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.save_hyperparameters()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.up = nn.ConvTranspose2d(width, 6, 2, groups=2)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images):
+        return self.head(self.norm(self.up(self.conv(images))).amax((2, 3)))
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class LateProject(Project):
+    def __init__(self):
+        LightningModule.__init__(self)
+
+    def configure_model(self):
+        if not hasattr(self, "conv"):
+            built = Project()
+            self.conv, self.up, self.norm, self.head = built.conv, built.up, built.norm, built.head
+
+
+IMAGES = torch.randn(8, 3, 6, 6)
+
+
+def trained(folder, module, *callbacks):
+    """Train for an epoch and save; the trained module and the checkpoint's path."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, callbacks=list(callbacks), default_root_dir=folder, **quiet)
+    trainer.fit(module, DataLoader(TensorDataset(IMAGES, torch.randint(4, (8,))), batch_size=4))
+    trainer.save_checkpoint(folder / "run.ckpt")
+    return module.eval(), folder / "run.ckpt"
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+@pytest.mark.parametrize("make", [lambda: Project(width=4), LateProject], ids=["__init__", "configure_model"])
+def test_a_constrained_checkpoint_loads_into_a_module_that_never_heard_of_it(make, tmp_path):
+    module, path = trained(tmp_path, make(), ConstraintCallback(exclude=["head.*"]))
+    loaded = load_from_checkpoint(type(module), path).eval()
+    assert type(loaded) is type(module)
+    assert constrained_weights(loaded) == dict.fromkeys(ALL[:2], "lcw")
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert torch.equal(loaded(IMAGES), module(IMAGES))
+    assert torch.equal(fold(loaded)(IMAGES), module(IMAGES))
+
+
+def test_without_it_the_same_checkpoint_does_not_load(tmp_path):
+    _, path = trained(tmp_path, Project(), ConstraintCallback())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        Project.load_from_checkpoint(path)
+
+
+def test_a_plain_checkpoint_loads_as_ever(tmp_path):
+    module, path = trained(tmp_path, Project(width=4))
+    loaded = load_from_checkpoint(Project, path)
+    assert constrained_weights(loaded) == {}
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_arguments_go_to_the_class_and_tensors_where_they_shall(tmp_path):
+    _, path = trained(tmp_path, Project(width=4), ConstraintCallback())
+    assert load_from_checkpoint(Project, path, map_location="cpu").hparams.width == 4
+    with pytest.raises(ValueError, match=r"run\.ckpt' does not fit this Project: .*size mismatch for"):
+        load_from_checkpoint(Project, path, width=6)
+
+
+def test_a_checkpoint_in_double_precision_loads(tmp_path):
+    module, path = trained(tmp_path, Project(), ConstraintCallback())
+    content = torch.load(path)
+    content["state_dict"] = {key: value.double() for key, value in module.double().state_dict().items()}
+    torch.save(content, path)
+    assert torch.equal(load_from_checkpoint(Project, path).conv.bias, module.conv.bias.float())
+
+
+def edited(path, change):
+    content = torch.load(path)
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path("payload_ran"),)
+
+
+def other_basis(content):
+    content["lcw_lightning"]["basis_version"] = 2
+
+
+def other_basis_in_the_state_dict(content):
+    metadata = content["state_dict"]._metadata
+    metadata["conv.parametrizations.weight.0"]["version"] = 2
+
+
+def other_shape(content):
+    content["state_dict"]["head.parametrizations.weight.original"] = torch.zeros(4, 7)
+
+
+def lost_coordinates(content):
+    del content["state_dict"]["head.parametrizations.weight.original"]
+
+
+def other_model(content):
+    content["lcw_lightning"]["constraints"]["tail.weight"] = content["lcw_lightning"]["constraints"]["head.weight"]
+    content["state_dict"]["tail.parametrizations.weight.original"] = torch.zeros(4, 5)
+
+
+def payload(content):
+    content["hyper_parameters"]["width"] = Payload()
+
+
+BROKEN = {
+    "basis": (other_basis, "basis version 2, but this lcw_lightning reads version 1"),
+    "basis-in-state-dict": (other_basis_in_the_state_dict, "basis version 2, but this lcw_lightning reads version 1"),
+    "shape": (
+        other_shape,
+        r"'head\.parametrizations\.weight\.original' is missing or does not make a weight of \[4, 6\]",
+    ),
+    "lost": (lost_coordinates, r"'head\.parametrizations\.weight\.original' is missing or does not make"),
+    "other-model": (other_model, r"does not fit this Project: .*Unexpected key.*tail\.weight"),
+    "payload": (payload, "more than tensors and plain values, which is never run"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_checkpoint_is_one_message_and_runs_nothing(change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, path = trained(tmp_path, Project(), ConstraintCallback())
+    with pytest.raises(ValueError, match=message):
+        load_from_checkpoint(Project, edited(path, change))
+    assert not Path("payload_ran").exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, -1000], ids=str)
+def test_a_truncated_checkpoint_is_refused(size, tmp_path):
+    _, path = trained(tmp_path, Project(), ConstraintCallback())
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"run\.ckpt' is no checkpoint of Lightning that can be read: it is truncated"):
+        read_checkpoint(path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint '.*nowhere\.ckpt'"):
+        load_from_checkpoint(Project, tmp_path / "nowhere.ckpt")
+
+
+def test_a_sharded_checkpoint_says_how_to_make_one_file_of_it(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder: a sharded checkpoint.*save_distributed_checkpoint=False"):
+        load_from_checkpoint(Project, tmp_path)
+
+
+def test_a_checkpoints_constraints_are_restored_before_its_weights():
+    source, target, checkpoint = Project(), Project(), {}
+    constrain(source, exclude=["head.*"])
+    save_constraints(source, checkpoint)
+    restore_constraints(target, checkpoint)
+    target.load_state_dict(source.state_dict())
+    assert constrained_weights(target) == constrained_weights(source)
+    assert torch.equal(target.conv.weight, source.conv.weight)
+
+
+def test_a_plain_checkpoint_restores_nothing():
+    network = Project()
+    restore_constraints(network, {"state_dict": {}})
+    assert constrained_weights(network) == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "kind", "message"),
+    [
+        pytest.param(2, "head.weight", "lcw", "basis version 2, but this lcw_lightning reads version 1", id="basis"),
+        pytest.param(1, "tail.weight", "lcw", r"constrains 'tail\.weight', which Project does not have", id="model"),
+        pytest.param(1, "head.weight", "cubic", r"'head\.weight' has the kind 'cubic'", id="kind"),
+    ],
+)
+def test_constraints_that_cannot_be_restored_are_refused_before_anything_changes(version, name, kind, message):
+    layout = {"kind": kind, "weight_shape": [4, 6], "transposed_groups": 0}
+    first = {"kind": "lcw", "weight_shape": [8, 3, 3, 3], "transposed_groups": 0}
+    checkpoint = {"lcw_lightning": {"basis_version": version, "constraints": {"conv.weight": first, name: layout}}}
+    network = Project()
+    with pytest.raises(ValueError, match=message):
+        restore_constraints(network, checkpoint)
+    assert constrained_weights(network) == {}
