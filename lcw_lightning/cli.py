@@ -1,26 +1,36 @@
 """The command ``lcw``: Lightning's command line with the three callbacks as top-level groups."""
 
+import argparse
 import os
 import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import shtab
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
+from lcw_lightning.checkpoint_io import AtomicCheckpointIO
+from lcw_lightning.checkpoints import read_checkpoint
+from lcw_lightning.commands import CommandTrainer
+from lcw_lightning.export import check_exportable
 
 __all__ = ["LCWCLI", "main"]
 
 GROUPS = {"constraint": ConstraintCallback, "minibatch_init": MinibatchInitCallback, "shift_monitor": ShiftMonitor}
+
+# Our own subcommands, methods of CommandTrainer, and the arguments of theirs that are no flags.
+COMMANDS = {"export": {"model", "datamodule"}}
 
 
 class LCWParser(LightningArgumentParser):
@@ -30,9 +40,20 @@ class LCWParser(LightningArgumentParser):
     def print_usage(self, *args: object, **kwargs: object) -> None:
         pass
 
+    @override
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        # Lightning would make a subcommand's required arguments positional, which its own do not have.
+        added: list[str] = super().add_method_arguments(*args, as_positional=False, **kwargs)
+        return added
+
 
 class LCWCLI(LightningCLI):
     """Any LightningModule, data module and Trainer, with LCW's callbacks in front of the user's own."""
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), **COMMANDS}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -44,12 +65,33 @@ class LCWCLI(LightningCLI):
             parser._option_string_actions[option].complete = shtab.FILE  # type: ignore[attr-defined]
 
     @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        given = sys.argv[1:] if args is None else args
+        command, *flags = given if isinstance(given, list) and given else [""]
+        if command == "export" and (config := config_of_run(flags)):
+            self._subcommand_parsers[command].default_config_files = [config]
+        super().parse_arguments(parser, args)
+        if self.config.subcommand == "export":
+            check_exportable(self.config.export.output)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand in COMMANDS:
+            # The run's accelerator may not be here, and its logger would start a run.
+            self.config[self.subcommand].pop("trainer")
+
+    @override
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        if self.subcommand in COMMANDS:
+            return CommandTrainer(devices=1, logger=False, enable_checkpointing=False)
         ours = [self._get(self.config_init, group) for group in GROUPS]
         users = self._get(self.config_init, "trainer").callbacks or []
         # Ours first: weight averaging copies what the constraint has made.
         callbacks = [*ours, *(users if isinstance(users, list) else [users])]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, not a plugin of the user's
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -57,8 +99,10 @@ class LCWCLI(LightningCLI):
         arguments = self.config[self.config.subcommand]
         if arguments.ckpt_path is None and self.config.subcommand != "fit":
             rank_zero_warn(f"lcw {self.config.subcommand} without --ckpt_path runs the weights as they are drawn.")
-        if arguments.ckpt_path and arguments.ckpt_path not in ("best", "last", "hpc"):
-            check_checkpoint(arguments.ckpt_path, weights_only=arguments.weights_only is not False)
+        path = arguments.ckpt_path or "last"
+        elsewhere = path in ("best", "last", "hpc") or "://" in path or Path(path).is_dir()  # its strategy reads it
+        if not elsewhere:
+            read_checkpoint(path, map_location="meta", weights_only=arguments.weights_only is not False)
 
     def after_fit(self) -> None:
         """Test the weights that training ended with, if ``--test_after_fit`` says so."""
@@ -82,29 +126,14 @@ class SaveConfigBesideLogs(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def check_checkpoint(path: str, weights_only: bool = True) -> None:
-    """Read the checkpoint before anything else happens.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no whole and safe checkpoint.
-    """
-    if "://" in path or Path(path).is_dir():  # remote or sharded: its strategy reads it
-        return
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path!r}; runs keep theirs in <log folder>/checkpoints.")
-    try:
-        checkpoint = torch.load(path, map_location="meta", weights_only=weights_only)
-        whole = "state_dict" in checkpoint and "pytorch-lightning_version" in checkpoint
-    except PermissionError:
-        raise
-    except Exception:  # torch.load raises whatever the bytes lead it to
-        whole = False
-    if not whole:
-        raise ValueError(
-            f"{path!r} is no checkpoint of Lightning that can be read: it is truncated, another kind of file, or holds "
-            "more than tensors and plain values, which is never run. Take another checkpoint of the run."
-        )
+def config_of_run(flags: list[str]) -> str | None:
+    """Return the path of ``config.yaml`` in the run whose checkpoint ``flags`` name, if they name no config."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config")
+    parser.add_argument("--ckpt_path", type=Path)
+    known, _ = parser.parse_known_args(flags)
+    config = known.ckpt_path and known.ckpt_path.parent.parent / "config.yaml"
+    return str(config) if config and not known.config and config.is_file() else None
 
 
 def main(args: ArgsType = None) -> None:
@@ -118,6 +147,7 @@ def main(args: ArgsType = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     try:
         LCWCLI(
+            trainer_class=CommandTrainer,
             save_config_callback=SaveConfigBesideLogs,
             parser_class=LCWParser,
             seed_everything_default=0,

@@ -90,7 +90,7 @@ def test_a_file_that_is_no_whole_and_safe_checkpoint_is_refused_and_kept(write, 
 def test_a_checkpoint_of_another_network_is_refused(failure, small_checkpoint):
     code, message = failure("test", "--ckpt_path", small_checkpoint, "--model.network.width=8")
     assert code == 1
-    assert "size mismatch for network.output" in message
+    assert "does not fit ImageClassifier, and nothing of it was loaded: size mismatch for network.hidden.0" in message
 
 
 def test_nan_in_the_first_batch_stops_with_the_layers_name(failure, monkeypatch):
