@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import lcw_lightning
 from lcw_lightning.cli import main
 
-ROOT = Path(lcw_lightning.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lcw_lightning
 from lcw_lightning import ImageClassifier
 from lcw_lightning.cli import main
 
-CONFIGS = sorted((Path(lcw_lightning.__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DIGITS = next(path for path in CONFIGS if path.stem == "digits_mlp50")
 LAYERS = [f"network.hidden.{index}.linear" for index in range(50)] + ["network.output"]
 

@@ -2,18 +2,49 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lcw_lightning
+from lcw_lightning import ShiftMonitor
+from lcw_lightning.constraints import constrained_weights
 
-ROOT = Path(lcw_lightning.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
 def test_every_python_snippet_runs(snippet, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     exec(snippet, {})
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
+def test_the_project_of_the_example_trains_as_it_says(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(next(snippet for snippet in SNIPPETS if "class Regressor" in snippet), names)
+    trained, plain, inputs = names["trained"], names["plain"], names["inputs"]
+    assert len(constrained_weights(trained)) == 31
+    assert constrained_weights(plain) == {}
+    assert torch.equal(plain.network(inputs), trained.network(inputs))
+    gradients = gradient_stds(tmp_path)
+    assert 0.1 < gradients["network.0"] / gradients["network.60"] < 10
+    names["before"].callbacks.append(ShiftMonitor())  # the same project without the constraint, for comparison
+    names["before"].fit(names["Regressor"](), names["loader"])
+    gradients = gradient_stds(tmp_path)
+    assert gradients["network.0"] / gradients["network.60"] < 1e-6
+
+
+def gradient_stds(folder):
+    """What the newest run logged at its first step, by layer."""
+    newest = max(folder.glob("lightning_logs/version_*"), key=lambda path: int(path.name.split("_")[1]))
+    events = EventAccumulator(str(newest))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("gradient_std/")]
+    return {tag.removeprefix("gradient_std/"): events.Scalars(tag)[0].value for tag in tags}
 
 
 @pytest.mark.parametrize("name", lcw_lightning.__all__)

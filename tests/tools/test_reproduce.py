@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import lcw_lightning
-
-ROOT = Path(lcw_lightning.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

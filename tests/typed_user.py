@@ -1,0 +1,70 @@
+"""A user's file that uses every public name; tools/check runs mypy --strict on it, and a test runs it."""
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lcw_lightning import (
+    MLP,
+    ConstraintCallback,
+    Digits,
+    GeometricDecay,
+    ImageClassifier,
+    MinibatchInitCallback,
+    ShiftMonitor,
+    constrain,
+    fold,
+    linearly_constrained,
+    load_from_checkpoint,
+    minibatch_init_,
+)
+
+
+class Autoencoder(LightningModule):
+    """Somebody's module."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.encoder: nn.Module = linearly_constrained(nn.Linear(64, width), name="weight")
+        self.decoder = nn.Linear(width, 64)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images = batch[0].flatten(1)
+        decoded: Tensor = self.decoder(self.encoder(images))
+        return nn.functional.mse_loss(decoded, images)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def make_classifier() -> ImageClassifier:
+    """Constrain and rescale a network by hand."""
+    network = MLP(in_features=64, num_classes=10, depth=2, width=8, activation=nn.Tanh, norm="batch")
+    names: list[str] = constrain(network, "lcw", include=["hidden.*"], exclude=["*.1.*"])
+    assert names == ["hidden.0.linear.weight"]
+    minibatch_init_(network, torch.rand(16, 1, 8, 8), target_std=1.0, granularity="unit")
+    return ImageClassifier(
+        network,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        lr_scheduler=lambda optimizer: GeometricDecay(optimizer, factor=0.9, every_n_epochs=2, floor=0.01),
+    )
+
+
+def train(module: LightningModule, path: str) -> None:
+    """Fit with the callbacks, and save."""
+    callbacks = [
+        ConstraintCallback(kind="lcw", include=["*"], exclude=()),
+        MinibatchInitCallback(target_std=1.0, granularity="layer"),
+        ShiftMonitor(every_n_steps=10, include=["*"]),
+    ]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, callbacks=[*callbacks], **quiet)  # type: ignore[arg-type]
+    trainer.fit(module, datamodule=Digits(batch_size=256, split_seed=1))
+    trainer.save_checkpoint(path)
+
+
+def plain_autoencoder(path: str) -> nn.Module:
+    """What is deployed."""
+    trained: Autoencoder = load_from_checkpoint(Autoencoder, path, map_location="cpu")
+    return fold(trained)
