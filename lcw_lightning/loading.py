@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["all_or_nothing"]
+__all__ = ["all_or_nothing", "guard_loading", "unguard_loading"]
 
 
 @contextmanager
@@ -26,11 +26,22 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         Traceback (most recent call last):
         ValueError: the state dict does not fit Linear, and nothing of it was loaded: Missing key(s) in state_dict: ...
     """
-    vars(model)["load_state_dict"] = _Guard(model)
+    guard_loading(model)
     try:
         yield
     finally:
-        vars(model).pop("load_state_dict", None)
+        unguard_loading(model)
+
+
+def guard_loading(model: nn.Module) -> None:
+    """Enter :func:`all_or_nothing` where no block can be, until :func:`unguard_loading`."""
+    vars(model).setdefault("load_state_dict", _Guard(model))
+
+
+def unguard_loading(model: nn.Module) -> None:
+    """Leave :func:`all_or_nothing`."""
+    if isinstance(vars(model).get("load_state_dict"), _Guard):
+        del vars(model)["load_state_dict"]
 
 
 class _Guard:

@@ -107,6 +107,15 @@ def test_nothing_stays_on_the_model_after_the_block():
     assert "load_state_dict" not in vars(model)
 
 
+def test_a_load_state_dict_of_the_users_own_stays():
+    model, calls = make(), []
+    model.load_state_dict = calls.append
+    with all_or_nothing(model):
+        model.load_state_dict({})
+    model.load_state_dict({})
+    assert len(calls) == 2
+
+
 def test_an_error_of_the_models_own_hooks_undoes_the_load_too():
     model, state = make(), {key: value + 1 for key, value in make().state_dict().items()}
     before = snapshot(model)

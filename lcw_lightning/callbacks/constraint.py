@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +16,7 @@ from typing_extensions import override
 from lcw_lightning.checkpoints import check_basis, save_constraints, saved_constraints
 from lcw_lightning.constraints import Kind, constrain, constrained_weights, fold_, kind_of
 from lcw_lightning.layers import named_weights
-from lcw_lightning.loading import all_or_nothing
+from lcw_lightning.loading import guard_loading, unguard_loading
 from lcw_lightning.patterns import listed, select_weights
 
 __all__ = ["ConstraintCallback"]
@@ -57,7 +56,6 @@ class ConstraintCallback(Callback):
         self.kind = kind
         self.include = list(include)
         self.exclude = list(exclude)
-        self._held = ExitStack()
 
     @property
     @override
@@ -66,8 +64,7 @@ class ConstraintCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._let_go(pl_module)
-        self._held.enter_context(all_or_nothing(pl_module))
+        guard_loading(pl_module)
         if self.kind == "none":
             return
         _check_averaging(trainer, pl_module, self)
@@ -78,14 +75,14 @@ class ConstraintCallback(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._let_go(pl_module)
+        _let_go(pl_module)
         if stage == "fit" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             # The worker's state dict goes back into the main process's module, which is plain.
             fold_(pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._let_go(pl_module)
+        _let_go(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,10 +105,6 @@ class ConstraintCallback(Callback):
                 "fit; load its weights alone, and fit without ckpt_path."
             )
 
-    def _let_go(self, pl_module: LightningModule) -> None:
-        vars(pl_module).pop("configure_model", None)
-        self._held.close()
-
     def _constrain(self, pl_module: LightningModule) -> None:
         selected = select_weights(pl_module, self.include, self.exclude)
         too_small = [name for name, ref in selected.items() if ref.fan_in == 1]
@@ -131,6 +124,11 @@ class ConstraintCallback(Callback):
             self._constrain(pl_module)
 
         vars(pl_module)["configure_model"] = configure_and_constrain
+
+
+def _let_go(pl_module: LightningModule) -> None:
+    vars(pl_module).pop("configure_model", None)
+    unguard_loading(pl_module)
 
 
 _AVERAGING = (WeightAveraging, StochasticWeightAveraging)

@@ -1,11 +1,12 @@
 """The three callbacks in projects that use the rest of Lightning."""
 
+import copy
 import csv
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     LearningRateFinder,
@@ -59,6 +60,20 @@ def test_training_moves_zero_sum_weights_under_every_setting(
     make_trainer(*ours(), **(logged | settings)).fit(project, loader)
     assert residual(project) < 1e-6
     assert (project.head.weight - plain.head.weight).abs().max() > 1e-3
+
+
+class Copying(Callback):
+    """Copies the trainer with all its callbacks, as jsonargparse's optimizer does whenever a module is copied."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.twin = copy.deepcopy({"callbacks": trainer.callbacks[:3], "module": pl_module})["module"]
+
+
+def test_callbacks_can_be_copied_with_the_module_while_they_are_at_work(ours, make_project, make_trainer, loader):
+    project, copying = make_project(), Copying()
+    make_trainer(*ours(), copying).fit(project, loader)
+    assert residual(copying.twin) < 1e-6
+    assert not torch.equal(copying.twin.head.weight, project.head.weight)
 
 
 AVERAGES = {
