@@ -1,12 +1,9 @@
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lcw_lightning
 from lcw_lightning import ImageClassifier
@@ -138,26 +135,3 @@ def test_any_lightning_module_goes_by_class_path_and_needs_no_data_module(lcw):
     lcw("fit", boring, "--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1")
     (state,) = states()
     assert set(state) == {"layer.bias", "layer.parametrizations.weight.original"}
-
-
-def test_two_ranks_walk_the_path_of_one_process_and_monitor_their_union(lcw):
-    flags = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=10", "--trainer.accelerator=cpu"]
-    lcw("fit", *flags, "--data.batch_size=128", "--trainer.default_root_dir=one")
-    # Lightning starts the second rank as a process of its own, with the command line of the first.
-    ranks = ["--data.batch_size=64", "--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.default_root_dir=two"]
-    script = Path("lcw_in_a_file.py")
-    script.write_text("from lcw_lightning.cli import main\nmain()\n")
-    subprocess.run([sys.executable, "-W", "ignore", script, "fit", *lcw.args, *flags, *ranks], check=True)
-    one, two = (states(f"{folder}/**/*.ckpt")[0] for folder in ("one", "two"))
-    assert set(one) == set(two)
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5, msg=key)
-
-    statistics = []
-    for folder in ("one", "two"):
-        events = EventAccumulator(f"{folder}/lightning_logs/version_0", size_guidance={"scalars": 0})
-        events.Reload()
-        tags = [tag for tag in events.Tags()["scalars"] if "/network." in tag and "residual" not in tag]
-        statistics.append({tag: events.Scalars(tag)[0].value for tag in tags})
-    assert len(statistics[0]) == 40
-    assert statistics[1] == pytest.approx(statistics[0], rel=1e-3, abs=1e-5)

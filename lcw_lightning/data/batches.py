@@ -17,11 +17,12 @@ class BatchLoader:
 
     Args:
         dataset: Tensors with equal first dimensions, such as images and labels.
-        batch_size: Samples in a batch; the last one of an epoch may be smaller.
+        batch_size: Samples in a batch; the last one of an epoch may be smaller, unless ``drop_last``.
         shuffle: Permute anew each epoch.
         seed: Of the permutations.
         num_replicas: Number of ranks.
         rank: This process's number.
+        drop_last: Leave out the last batch of an epoch where it is smaller than the others.
 
     Example:
         >>> import torch
@@ -38,10 +39,11 @@ class BatchLoader:
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        drop_last: bool = False,
     ) -> None:
         self._tensors = dataset.tensors
         self.sampler: DistributedSampler[int] = DistributedSampler(dataset, num_replicas, rank, shuffle, seed)
-        self.batch_sampler = BatchSampler(self.sampler, batch_size, drop_last=False)
+        self.batch_sampler = BatchSampler(self.sampler, batch_size, drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for indices in self.batch_sampler:

@@ -19,7 +19,9 @@ class Digits(LightningDataModule):
     Batches are float32 images ``(batch, 1, 8, 8)`` and labels ``(batch,)``. Each pixel's mean over the training images
     is subtracted, then all are divided by one global standard deviation: with a global mean only, the input's own
     shift would survive linearly constrained weights. Validation uses the test images, as the paper's curves do. The
-    order of training batches follows from the seed of Lightning's ``seed_everything``, 0 without it.
+    order of training batches follows from the seed of Lightning's ``seed_everything``, 0 without it. Training leaves
+    out the last, smaller batch of an epoch, which ranks could not share equally; only where a rank has fewer images
+    than one batch, it trains on those.
 
     Args:
         batch_size: Images in a batch.
@@ -47,7 +49,7 @@ class Digits(LightningDataModule):
 
     @override
     def train_dataloader(self) -> BatchLoader:
-        return self._loader(self.train_dataset, shuffle=True)
+        return self._loader(self.train_dataset, train=True)
 
     @override
     def val_dataloader(self) -> BatchLoader:
@@ -61,10 +63,11 @@ class Digits(LightningDataModule):
     def predict_dataloader(self) -> BatchLoader:
         return self._loader(self.test_dataset)
 
-    def _loader(self, dataset: TensorDataset, shuffle: bool = False) -> BatchLoader:
+    def _loader(self, dataset: TensorDataset, train: bool = False) -> BatchLoader:
         ranks, rank, fixed = 1, 0, False
         if self.trainer:
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
             fixed = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches each epoch
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        return BatchLoader(dataset, self.batch_size, shuffle and not fixed, seed, ranks, rank)
+        drop_last = train and len(dataset) >= ranks * self.batch_size
+        return BatchLoader(dataset, self.batch_size, train and not fixed, seed, ranks, rank, drop_last)

@@ -19,6 +19,13 @@ def test_all_samples_come_once_in_order():
     assert len(loader) == 3
 
 
+def test_the_last_batch_is_dropped_on_request_where_it_is_smaller():
+    loader = BatchLoader(DATASET, batch_size=4, drop_last=True)
+    assert epoch_of(loader) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert len(loader) == 2
+    assert len(BatchLoader(DATASET, batch_size=5, drop_last=True)) == 2
+
+
 def test_tensors_stay_in_step():
     for numbers, squares in BatchLoader(DATASET, batch_size=4, shuffle=True):
         assert torch.equal(numbers**2, squares)

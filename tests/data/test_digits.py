@@ -60,6 +60,17 @@ def test_training_batches_are_shuffled_and_the_others_are_not(digits):
         assert next(iter(loader))[1].tolist() == digits.test_dataset.tensors[1][:128].tolist()
 
 
+@pytest.mark.parametrize(("batch_size", "sizes"), [(128, [128] * 11), (1437, [1437]), (2000, [1437])])
+def test_training_takes_whole_batches_and_a_smaller_one_only_where_there_is_no_other(batch_size, sizes):
+    data = Digits(batch_size=batch_size)
+    data.setup("fit")
+    assert [len(labels) for _, labels in data.train_dataloader()] == sizes
+
+
+def test_all_images_are_evaluated(digits):
+    assert sum(len(labels) for _, labels in digits.val_dataloader()) == 360
+
+
 def test_the_order_follows_from_the_seed_of_seed_everything(digits, monkeypatch):
     def first_labels():
         return next(iter(digits.train_dataloader()))[1].tolist()
