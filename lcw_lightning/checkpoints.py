@@ -49,6 +49,23 @@ def load_from_checkpoint(
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no whole and safe checkpoint, is in another basis, or belongs to another model.
+
+    Example:
+        >>> import tempfile
+        >>> from lcw_lightning import constrain
+        >>> class Project(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(4, 2)
+        >>> project = Project()
+        >>> names = constrain(project)
+        >>> checkpoint = {"state_dict": project.state_dict(), "pytorch-lightning_version": "2.6.4"}
+        >>> save_constraints(project, checkpoint)  # as ConstraintCallback does in every checkpoint of a Trainer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(checkpoint, f"{folder}/run.ckpt")
+        ...     loaded = load_from_checkpoint(Project, f"{folder}/run.ckpt")
+        >>> torch.equal(loaded.layer.weight, project.layer.weight)
+        True
     """
     checkpoint = read_checkpoint(path, map_location)
     check_basis(checkpoint)

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lcw_lightning.layers import WeightRef
-from lcw_lightning.patterns import select_weights
+from lcw_lightning.patterns import listed, select_weights
 from lcw_lightning.recording import Quantity, observe
 from lcw_lightning.statistics import NetworkMoments, layer_statistics
 
@@ -20,11 +20,12 @@ __all__ = ["ShiftMonitor"]
 class ShiftMonitor(Callback):
     """Log how far the activations of every layer shift and how gradients grow, as ``statistic/layer``.
 
-    The statistics are those of :func:`lcw_lightning.statistics.layer_statistics`, of one training batch (under DDP of
-    the union of all ranks' batches) and the weights that it used. Hooks exist during a sampled step alone, other steps
-    cost nothing, and training is bit for bit the same with and without. Works with every Lightning logger. A compiled
-    network runs the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the sampled batch, whatever
-    loss scaling, accumulation and number of ranks make of it.
+    Layers are Linear ones and convolutions. The statistics are those of
+    :func:`lcw_lightning.statistics.layer_statistics`, of one training batch (under DDP of the union of all ranks'
+    batches) and the weights that it used. Hooks exist during a sampled step alone, other steps cost nothing, and
+    training is bit for bit the same with and without. Works with every Lightning logger. A compiled network runs the
+    sampled steps eagerly. ``gradient_std`` is that of the mean loss over the sampled batch, whatever loss scaling,
+    accumulation and number of ranks make of it.
 
     Args:
         every_n_steps: Optimizer steps from sample to sample, the first at step 0; 0 turns the monitor off.
@@ -32,7 +33,8 @@ class ShiftMonitor(Callback):
         exclude: Glob patterns of weights to leave out.
 
     Raises:
-        ValueError: ``every_n_steps`` is negative, or, at the first sample, a pattern matches no weight.
+        ValueError: ``every_n_steps`` is negative, or, at the first sample, a pattern matches no weight, or nothing that
+            hooks see: the states inside recurrent layers and attention are their own.
     """
 
     def __init__(self, every_n_steps: int = 50, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> None:
@@ -56,7 +58,12 @@ class ShiftMonitor(Callback):
         if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
             return
         self._sampled_step = step
-        weights = select_weights(pl_module, self.include, self.exclude)
+        selected = select_weights(pl_module, self.include, self.exclude)
+        weights = {name: ref for name, ref in selected.items() if ref.is_observable}
+        if not weights:
+            raise ValueError(
+                f"ShiftMonitor sees Linear layers and convolutions, of which there is none among {listed(selected)}."
+            )
         self._sample = _Sample(weights, pl_module.device, _gradient_unit(trainer, pl_module))
         layers = {name: ref.layer for name, ref in self._sample.layers.items()}
         self._sampling.enter_context(observe(layers, self._sample.observe))
@@ -93,7 +100,7 @@ class _Sample:
 
     def __init__(self, weights: dict[str, WeightRef], device: torch.device, gradient_unit: float) -> None:
         self.gradient_unit = gradient_unit
-        self.layers = {name.removesuffix(".weight"): ref for name, ref in weights.items() if ref.is_observable}
+        self.layers = {name.removesuffix(".weight"): ref for name, ref in weights.items()}
         self.moments = NetworkMoments(self.layers).to(device)
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
 

@@ -158,3 +158,11 @@ def test_a_compiled_network_is_observed_in_eager_mode(make_project, make_trainer
 def test_a_negative_period_is_refused():
     with pytest.raises(ValueError, match="every_n_steps >= 0, got -1"):
         ShiftMonitor(every_n_steps=-1)
+
+
+def test_a_choice_of_layers_that_hooks_do_not_see_is_named(make_project, make_trainer, loader, tmp_path):
+    project = make_project()
+    project.memory = torch.nn.GRU(3, 4)
+    settings = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
+    with pytest.raises(ValueError, match=r"sees Linear layers and convolutions, .* none among 'memory\.weight_hh_l0'"):
+        make_trainer(ShiftMonitor(include=["memory.*"]), **settings).fit(project, loader)
