@@ -1,10 +1,11 @@
-"""Constraints in checkpoints: constrained and plain ones load into each other."""
+"""Constrained and plain checkpoints load into each other, safely and bit for bit."""
 
+import copy
 import io
 import math
 import os
-import textwrap
-from collections.abc import Mapping, MutableMapping
+import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import fsspec
@@ -12,39 +13,36 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lcw_lightning.constraints import VERBS, constrained_weights, kind_of
-from lcw_lightning.layers import named_weights
-from lcw_lightning.loading import all_or_nothing
+from lcw_lightning.initialization import mark_initialized
+from lcw_lightning.loading import describe_misfit
 from lcw_lightning.parametrizations import ZeroSum
-from lcw_lightning.theory.zero_sum import BASIS_VERSION
+from lcw_lightning.records import check_basis, parametrization_key, restore_constraints, saved_constraints
 
-__all__ = [
-    "check_basis",
-    "load_from_checkpoint",
-    "read_checkpoint",
-    "restore_constraints",
-    "save_constraints",
-    "saved_constraints",
-]
+__all__ = ["load_from_checkpoint", "read_checkpoint"]
 
-_KEY = "lcw_lightning"
 _Module = TypeVar("_Module", bound=LightningModule)
 
 
 def load_from_checkpoint(
-    module_class: type[_Module], path: str | os.PathLike[str], map_location: Any = None, **kwargs: Any
+    module_class: type[_Module],
+    path: str | os.PathLike[str],
+    map_location: Any = None,
+    weights_only: bool = True,
+    **kwargs: Any,
 ) -> _Module:
     """Load a LightningModule with its weights and constraints, bit for bit as they were saved.
 
     Does what ``module_class.load_from_checkpoint`` does, which fails on constrained weights unless the class itself
-    restores them; plain checkpoints load too. :func:`~lcw_lightning.fold` makes a plain module of the result. Nothing
-    in the file is executed.
+    restores them; plain checkpoints load too. :func:`~lcw_lightning.fold` makes a plain module of the result, and
+    :class:`~lcw_lightning.MinibatchInitCallback` leaves its weights alone.
 
     Args:
         module_class: The class that was trained, which need not know of constraints.
         path: The checkpoint, a local path or a URL.
         map_location: Where tensors go, as in :func:`torch.load`.
-        kwargs: Arguments of the class; they override its saved hyperparameters.
+        weights_only: Off, anything that the file holds is unpickled, which runs its code.
+        kwargs: Arguments of the class, which override its saved hyperparameters, and Lightning's ``strict`` and
+            ``hparams_file``.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -53,6 +51,8 @@ def load_from_checkpoint(
     Example:
         >>> import tempfile
         >>> from lcw_lightning import constrain
+        >>> from lcw_lightning.records import save_constraints
+        >>> from torch import nn
         >>> class Project(LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
@@ -67,21 +67,26 @@ def load_from_checkpoint(
         >>> torch.equal(loaded.layer.weight, project.layer.weight)
         True
     """
-    checkpoint = read_checkpoint(path, map_location)
+    checkpoint = read_checkpoint(path, map_location, weights_only)
     check_basis(checkpoint)
     buffer = io.BytesIO()
     torch.save({**checkpoint, "state_dict": _plain_state_dict(checkpoint)}, buffer)
     buffer.seek(0)
     try:
-        module = module_class.load_from_checkpoint(buffer, map_location=map_location, weights_only=True, **kwargs)
+        module = module_class.load_from_checkpoint(
+            buffer, map_location=map_location, weights_only=weights_only, **kwargs
+        )
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):
+        if not (problems := describe_misfit(error)):
             raise
-        problems = textwrap.shorten(str(error), 500, placeholder=" ...")
-        raise ValueError(f"{os.fspath(path)!r} does not fit this {module_class.__name__}: {problems}") from error
+        raise ValueError(
+            f"{os.fspath(path)!r} does not fit this {module_class.__name__}: {problems} Give the arguments of its run. "
+            "Layers that setup() builds, and weights constrained by hand without ConstraintCallback, have to be there "
+            "when the module is made."
+        ) from error
     restore_constraints(module, checkpoint)
-    with all_or_nothing(module):  # once more, since constraining the plain weights has rounded them
-        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    _restore_coordinates(module, checkpoint)
+    mark_initialized(module)
     return module
 
 
@@ -106,79 +111,45 @@ def read_checkpoint(
         try:
             checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only)
             whole = "state_dict" in checkpoint and "pytorch-lightning_version" in checkpoint
-        except Exception:  # torch.load raises whatever the bytes lead it to
+        except Exception as error:  # torch.load raises whatever the bytes lead it to
+            if named := re.search(r"GLOBAL (\S+)", str(error)):
+                raise ValueError(
+                    f"{path!r} holds {named[1]}, which is more than tensors and plain values and may run code, so it "
+                    "was not loaded. If you trust the file, allow it with torch.serialization.add_safe_globals()."
+                ) from error
             whole = False
     if not whole:
         raise ValueError(
-            f"{path!r} is no checkpoint of Lightning that can be read: it is truncated, another kind of file, or holds "
-            "more than tensors and plain values, which is never run. Take another checkpoint of the run."
+            f"{path!r} is no checkpoint of Lightning that can be read: it is truncated or another kind of file. Take "
+            "another checkpoint of the run."
         )
     return checkpoint
 
 
-def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
-    """Write into the checkpoint which weights are constrained, in plain values that ``weights_only=True`` loads."""
-    weights = named_weights(model)
-    constraints = {
-        name: {
-            "kind": kind,
-            "weight_shape": list(weights[name].value.shape),
-            "transposed_groups": weights[name].transposed_groups,
-        }
-        for name, kind in constrained_weights(model).items()
-    }
-    checkpoint[_KEY] = {"basis_version": BASIS_VERSION, "constraints": constraints}
-
-
-def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return kind and layout of every weight that was constrained when the checkpoint was saved, by name."""
-    constraints: dict[str, dict[str, Any]] = checkpoint.get(_KEY, {}).get("constraints", {})
-    return constraints
-
-
-def check_basis(checkpoint: Mapping[str, Any]) -> None:
-    """Raise a ValueError if the checkpoint's coordinates are in a basis that this version does not read."""
-    basis_version = checkpoint.get(_KEY, {}).get("basis_version", BASIS_VERSION)
-    if basis_version != BASIS_VERSION:
-        raise ValueError(
-            f"the checkpoint's constrained weights are in basis version {basis_version}, but this lcw_lightning reads "
-            f"version {BASIS_VERSION}; load it with the version of lcw_lightning that wrote it."
-        )
-
-
-def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Constrain what the checkpoint says was constrained when it was saved, where ``model`` has it still plain.
-
-    Raises:
-        ValueError: The checkpoint's basis is not the one of this version, or it constrains a weight that the model
-            does not have, or in a way that this version does not know. The model is then as it was.
-    """
-    check_basis(checkpoint)
-    weights = named_weights(model)
-    constraints = saved_constraints(checkpoint)
-    for name, saved in constraints.items():
-        if name not in weights:
-            raise ValueError(
-                f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have: "
-                "it was written by another model."
-            )
-        if saved["kind"] not in VERBS:
-            raise ValueError(
-                f"the checkpoint's {name!r} has the kind {saved['kind']!r}, which this lcw_lightning does not know."
-            )
-    for name, saved in constraints.items():
-        if kind_of(weights[name]) == "none":
-            VERBS[saved["kind"]](weights[name].layer, weights[name].name)
-
-
 def _plain_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state dict with each constrained weight in place of its coordinates."""
-    plain = dict(checkpoint["state_dict"])
+    """Return the state dict with each constrained weight in place of its coordinates, as far as they were saved."""
+    plain: dict[str, Tensor] = copy.copy(checkpoint["state_dict"])  # with the versions of modules beside it
     for name, saved in saved_constraints(checkpoint).items():
-        prefix, _, weight = name.rpartition(".")
-        key = ".".join(filter(None, (prefix, "parametrizations", weight, "original")))
-        shape, coordinates = saved["weight_shape"], plain.pop(key, None)
-        if coordinates is None or coordinates.numel() + len(coordinates) != math.prod(shape):
-            raise ValueError(f"the checkpoint is broken: its {key!r} is missing or does not make a weight of {shape}.")
+        shape, coordinates = saved["weight_shape"], plain.pop(f"{parametrization_key(name)}.original", None)
+        if coordinates is None:
+            continue  # modules may leave frozen weights out
+        if coordinates.dim() != 2 or coordinates.numel() + len(coordinates) != math.prod(shape):
+            raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} make no weight of shape {shape}.")
         plain[name] = ZeroSum(tuple(shape), saved["transposed_groups"])(coordinates)
     return plain
+
+
+@torch.no_grad()
+def _restore_coordinates(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Undo the rounding of coordinates that went through the plain weight."""
+    parameters = dict(model.named_parameters())
+    for name in saved_constraints(checkpoint):
+        key = f"{parametrization_key(name)}.original"
+        exact, rounded = checkpoint["state_dict"].get(key), parameters[key]
+        # Only if it is rounding: the module's own on_load_checkpoint may have changed the weight.
+        if exact is not None and torch.allclose(rounded, exact.to(rounded), rtol=0, atol=_rounding(exact)):
+            rounded.copy_(exact)
+
+
+def _rounding(values: Tensor) -> float:
+    return 100 * torch.finfo(values.dtype).eps * float(values.abs().max())

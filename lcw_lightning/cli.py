@@ -68,8 +68,11 @@ class LCWCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = sys.argv[1:] if args is None else args
         command, *flags = given if isinstance(given, list) and given else [""]
-        if command == "export" and (config := config_of_run(flags)):
-            self._subcommand_parsers[command].default_config_files = [config]
+        if command == "export" and (checkpoint := checkpoint_without_config(flags)):
+            config = checkpoint.absolute().parent.parent / "config.yaml"
+            if not config.is_file():
+                parser.error(f"export needs the config of the run that wrote {checkpoint}: give it by --config.")
+            self._subcommand_parsers[command].default_config_files = [str(config)]
         super().parse_arguments(parser, args)
         if self.config.subcommand == "export":
             check_exportable(self.config.export.output)
@@ -100,9 +103,11 @@ class LCWCLI(LightningCLI):
         if arguments.ckpt_path is None and self.config.subcommand != "fit":
             rank_zero_warn(f"lcw {self.config.subcommand} without --ckpt_path runs the weights as they are drawn.")
         path = arguments.ckpt_path or "last"
+        if arguments.weights_only is None:
+            arguments.weights_only = True  # Lightning would unpickle what comes from the web
         elsewhere = path in ("best", "last", "hpc") or "://" in path or Path(path).is_dir()  # its strategy reads it
         if not elsewhere:
-            read_checkpoint(path, map_location="meta", weights_only=arguments.weights_only is not False)
+            read_checkpoint(path, map_location="meta", weights_only=arguments.weights_only)
 
     def after_fit(self) -> None:
         """Test the weights that training ended with, if ``--test_after_fit`` says so."""
@@ -118,22 +123,26 @@ class LCWCLI(LightningCLI):
 
 
 class SaveConfigBesideLogs(SaveConfigCallback):
-    """Write the run's ``config.yaml`` into its log folder; without a logger there is none, and nothing is written."""
+    """Write the run's ``config.yaml`` into its log folder; without a logger there is none, and nothing is written.
+
+    It does not say which checkpoint the run went on from: a ``--ckpt_path`` before ``--config`` would be overridden.
+    """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.loggers:
+            self.config = self.config.clone()
+            self.config.pop("ckpt_path", None)
             super().setup(trainer, pl_module, stage)
 
 
-def config_of_run(flags: list[str]) -> str | None:
-    """Return the path of ``config.yaml`` in the run whose checkpoint ``flags`` name, if they name no config."""
+def checkpoint_without_config(flags: list[str]) -> Path | None:
+    """Return what ``--ckpt_path`` names, unless a config or a model is named too."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-c", "--config")
-    parser.add_argument("--ckpt_path", type=Path)
+    for flags_of_one in (("-c", "--config"), ("--model",), ("--ckpt_path",)):
+        parser.add_argument(*flags_of_one)
     known, _ = parser.parse_known_args(flags)
-    config = known.ckpt_path and known.ckpt_path.parent.parent / "config.yaml"
-    return str(config) if config and not known.config and config.is_file() else None
+    return Path(known.ckpt_path) if known.ckpt_path and not (known.config or known.model) else None
 
 
 def main(args: ArgsType = None) -> None:

@@ -10,9 +10,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lcw_lightning.checkpoints import read_checkpoint, restore_constraints
+from lcw_lightning.checkpoints import read_checkpoint
 from lcw_lightning.export import export
 from lcw_lightning.loading import all_or_nothing
+from lcw_lightning.records import restore_constraints
 
 __all__ = ["CommandTrainer"]
 
@@ -57,10 +58,12 @@ class CommandTrainer(Trainer):
 
 
 def load_weights(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Load the checkpoint's constraints and weights, these in their own dtype, as Lightning loads a checkpoint."""
+    """Load the checkpoint's constraints and weights, these in their own dtype, as a run loads a checkpoint."""
+    checkpoint = dict(checkpoint)  # the module's own hook may change it
+    model.setup("predict")
     model.configure_model()
     restore_constraints(model, checkpoint)
-    model.on_load_checkpoint(dict(checkpoint))
+    model.on_load_checkpoint(checkpoint)
     with all_or_nothing(model):
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading, assign=True)
 
@@ -74,6 +77,8 @@ def example_inputs(
     """
     inputs: Any = model.example_input_array
     if input_shape is not None:
+        if any(size < 1 for size in input_shape):
+            raise ValueError(f"--input_shape needs positive sizes, got {list(input_shape)}.")
         inputs = torch.rand(1, *input_shape)
     elif inputs is None and datamodule is not None:
         datamodule.prepare_data()

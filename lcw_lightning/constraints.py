@@ -10,10 +10,24 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lcw_lightning.layers import WeightRef, named_weights
-from lcw_lightning.parametrizations import ZeroSum, constrainable_parameter, linearly_constrained
+from lcw_lightning.parametrizations import (
+    ZeroSum,
+    constrainable_parameter,
+    linearly_constrained,
+    stop_accepting_plain_weights,
+)
 from lcw_lightning.patterns import listed, select_weights
 
-__all__ = ["VERBS", "Kind", "constrain", "constrained_weights", "fold", "fold_", "kind_of"]
+__all__ = [
+    "VERBS",
+    "Kind",
+    "check_constrainable",
+    "constrain",
+    "constrained_weights",
+    "fold",
+    "kind_of",
+    "remove_constraints_",
+]
 
 Kind = Literal["none", "lcw"]
 
@@ -58,7 +72,7 @@ def constrain(
         warnings.warn(f"left unconstrained, because fan_in is 1: {listed(unconstrainable)}.", stacklevel=2)
     wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
     new = {name: ref for name, ref in wanted.items() if kind_of(ref) != kind}
-    _check_constrainable(model, new)
+    check_constrainable(model, new)
     for ref in new.values():
         VERBS[kind](ref.layer, ref.name)
     return list(wanted)
@@ -74,6 +88,7 @@ def constrained_weights(model: nn.Module) -> dict[str, Kind]:
     return {name: kind for name, ref in named_weights(model).items() if (kind := kind_of(ref)) != "none"}
 
 
+@torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of ``model``: every parametrized tensor becomes an ordinary parameter of the same value.
 
@@ -84,16 +99,22 @@ def fold(model: nn.Module) -> nn.Module:
         >>> sorted(plain.state_dict())
         ['bias', 'weight']
     """
-    return fold_(copy.deepcopy(model))
-
-
-@torch.no_grad()
-def fold_(model: nn.Module) -> nn.Module:
-    """Fold ``model`` in place. An optimizer that was made before holds parameters that are gone: it is of no use."""
-    for module in list(model.modules()):
+    folded = copy.deepcopy(model)
+    for module in list(folded.modules()):
         if parametrize.is_parametrized(module):
             _fold_layer_(module)
-    return model
+    return folded
+
+
+def remove_constraints_(model: nn.Module) -> None:
+    """Make every constrained weight of ``model`` an ordinary parameter of the same value, in place.
+
+    Copies of the model that were made before are of no use afterwards: torch lets them share the class from which it
+    takes the property.
+    """
+    for ref in named_weights(model).values():
+        if kind_of(ref) != "none":
+            parametrize.remove_parametrizations(ref.layer, ref.name)
 
 
 def kind_of(ref: WeightRef) -> Kind:
@@ -105,8 +126,8 @@ def kind_of(ref: WeightRef) -> Kind:
     return kinds[0] if kinds else "none"
 
 
-def _check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> None:
-    """Raise before anything is changed if one of the weights cannot be constrained or has several owners."""
+def check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> None:
+    """Raise a ValueError, before anything is changed, if a weight cannot be constrained or has several owners."""
     owners: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
@@ -117,7 +138,10 @@ def _check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> 
         except ValueError as error:
             raise ValueError(f"cannot constrain {name!r}: {error}") from error
         if len(tied := owners[id(parameter)]) > 1:
-            raise ValueError(f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; exclude them.")
+            to_exclude = listed(other for other in tied if other in weights)
+            raise ValueError(
+                f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; exclude {to_exclude}."
+            )
 
 
 def _fold_layer_(module: nn.Module) -> None:
@@ -131,8 +155,8 @@ def _fold_layer_(module: nn.Module) -> None:
     }
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    others = dict(module._parameters)
-    module._parameters.clear()  # weights come before biases, as in a layer that was never constrained
-    for name, value in values.items():
-        setattr(module, name, value)
-    module._parameters.update(others)
+    stop_accepting_plain_weights(module)
+    held = {**values, **module._parameters}
+    module._parameters.clear()
+    # In the order of a layer that was never constrained: weights first, and layer by layer in a recurrent one.
+    module._parameters.update({name: held[name] for name in getattr(module, "_flat_weights_names", held)})

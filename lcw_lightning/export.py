@@ -78,11 +78,15 @@ def check_exportable(path: str | os.PathLike[str]) -> None:
     """Raise if :func:`export` cannot write such a file.
 
     Raises:
-        ValueError: Unknown suffix.
+        ValueError: Unknown suffix, or no place for a file.
         ModuleNotFoundError: ``.onnx`` without the extra ``onnx``.
     """
     if Path(path).suffix not in FORMATS:
         raise ValueError(f"export writes {', '.join(FORMATS)}; got {os.fspath(path)!r}.")
+    if Path(path).is_dir() or any(parent.is_file() for parent in Path(path).parents):
+        raise ValueError(
+            f"export cannot write {os.fspath(path)!r}: it is a folder, or lies in a file; name a new file."
+        )
     if Path(path).suffix == ".onnx":
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:

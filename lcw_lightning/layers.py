@@ -170,7 +170,7 @@ def named_weights(model: nn.Module) -> dict[str, WeightRef]:
 
     Example:
         >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GRUCell(3, 2))))
-        ['0.weight', '2.weight_hh', '2.weight_ih']
+        ['0.weight', '2.weight_ih', '2.weight_hh']
     """
     return {
         f"{prefix}.{name}" if prefix else name: WeightRef(module, name)
@@ -193,5 +193,8 @@ def split_channels(values: Tensor, channel_dim: int) -> tuple[Tensor, list[int]]
 def _weight_names(module: nn.Module) -> list[str]:
     pattern = next((names for kind, names in WEIGHT_NAMES.items() if isinstance(module, kind)), "")
     held = [name for name, parameter in module._parameters.items() if parameter is not None]
-    parametrized = getattr(module, "parametrizations", {})
-    return sorted(name for name in [*held, *parametrized] if fnmatchcase(name, pattern))
+    # Hooks such as the old weight_norm compute a weight from parameters with such suffixes.
+    suffixes = ("_orig", "_g", "_v")
+    computed = [name.rpartition("_")[0] if name.endswith(suffixes) else name for name in held]
+    names = dict.fromkeys([*computed, *getattr(module, "parametrizations", {})])
+    return [name for name in names if fnmatchcase(name, pattern)]

@@ -1,15 +1,18 @@
 """Load a state dict whole or not at all."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["all_or_nothing", "guard_loading", "unguard_loading"]
+from lcw_lightning.overrides import override_method, restore_method
+
+__all__ = ["all_or_nothing", "describe_misfit", "load_all_or_nothing"]
 
 
 @contextmanager
@@ -26,48 +29,39 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         Traceback (most recent call last):
         ValueError: the state dict does not fit Linear, and nothing of it was loaded: Missing key(s) in state_dict: ...
     """
-    guard_loading(model)
+    override_method(model, "load_state_dict", partial(load_all_or_nothing, model))
     try:
         yield
     finally:
-        unguard_loading(model)
+        restore_method(model, "load_state_dict")
 
 
-def guard_loading(model: nn.Module) -> None:
-    """Enter :func:`all_or_nothing` where no block can be, until :func:`unguard_loading`."""
-    vars(model).setdefault("load_state_dict", _Guard(model))
-
-
-def unguard_loading(model: nn.Module) -> None:
-    """Leave :func:`all_or_nothing`."""
-    if isinstance(vars(model).get("load_state_dict"), _Guard):
-        del vars(model)["load_state_dict"]
-
-
-class _Guard:
-    """What stands in for the model's ``load_state_dict``."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        before = _snapshot(self.model)
-        try:
-            return type(self.model).load_state_dict(self.model, *args, **kwargs)
-        except Exception as error:
-            _restore(before)
-            if not isinstance(error, RuntimeError):
-                raise
-            _, _, problems = str(error).partition(":")
+def load_all_or_nothing(model: nn.Module, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call ``load(...)``; if it fails, leave the tensors of ``model`` as they were."""
+    before = _snapshot(model)
+    try:
+        return load(*args, **kwargs)
+    except Exception as error:
+        _restore(before)
+        if problems := describe_misfit(error):
             raise ValueError(
-                f"the state dict does not fit {type(self.model).__name__}, and nothing of it was loaded: "
-                f"{textwrap.shorten(problems, 500, placeholder=' ...')} Build the model, and constrain it, as in the "
-                "run that wrote it."
+                f"the state dict does not fit {type(model).__name__}, and nothing of it was loaded: {problems} Build "
+                "the model, and constrain it, as in the run that wrote it."
             ) from error
+        raise
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Guard":
-        # A copy of the model, such as an average of its weights, must not load into the original.
-        return _Guard(memo[id(self.model)])
+
+def describe_misfit(error: Exception) -> str:
+    """Return what torch says did not fit, in one paragraph; nothing for an error of another kind.
+
+    Example:
+        >>> describe_misfit(RuntimeError("Error(s) in loading state_dict for Linear: Missing key(s): bias."))
+        'Missing key(s): bias.'
+        >>> describe_misfit(RuntimeError("out of memory"))
+        ''
+    """
+    _, found, problems = str(error).partition("loading state_dict for ")
+    return textwrap.shorten(problems.partition(":")[2], 500, placeholder=" ...") if found else ""
 
 
 _Snapshot = list[tuple[dict[str, Any], str, Tensor, Tensor]]

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lcw_lightning.layers import WeightRef, exchange_channels
 from lcw_lightning.theory.zero_sum import BASIS_VERSION, embed_zero_sum, zero_sum_coordinates
 
-__all__ = ["ZeroSum", "constrainable_parameter", "linearly_constrained"]
+__all__ = ["ZeroSum", "constrainable_parameter", "linearly_constrained", "stop_accepting_plain_weights"]
 
 
 class ZeroSum(nn.Module):
@@ -84,7 +84,9 @@ def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
 
     **Initial value:** the zero-sum weight nearest to the present one, ``w - w.mean()`` per unit. The Parameter object
     stays the same one, so an optimizer made earlier, but not yet stepped, trains it. Later assignments
-    ``module.weight = w`` are projected likewise, and a state dict with a plain ``weight`` loads.
+    ``module.weight = w`` are projected likewise, and a state dict with a plain ``weight`` loads. Functions that write
+    into ``module.weight``, as those of ``torch.nn.init``, write into a computed tensor and change nothing: draw first.
+    A weight that another module shares becomes coordinates there too; :func:`~lcw_lightning.constrain` refuses those.
 
     Args:
         module: Owner of the weight: Linear, Bilinear, a convolution, a recurrent layer, MultiheadAttention, or any
@@ -105,6 +107,10 @@ def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
         torch.Size([3, 63])
     """
     weight = constrainable_parameter(module, name)
+    if parametrize.is_parametrized(module):
+        # A copy shares its class with the original, which one more property would break.
+        kind = type(module)
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     weight.grad = None  # it has the shape of the weight, not of the coordinates
     zero_sum = ZeroSum(tuple(weight.shape), WeightRef(module, name).transposed_groups)
     parametrize.register_parametrization(module, name, zero_sum)
@@ -125,7 +131,10 @@ def constrainable_parameter(module: nn.Module, name: str) -> nn.Parameter:
         raise ValueError(f"a constraint needs a plain parameter, but {owner} is parametrized already; leave it out.")
     weight = module._parameters.get(name)
     if weight is None:
-        raise ValueError(f"a constraint needs a parameter, but {owner} is none; name the module that owns the weight.")
+        raise ValueError(
+            f"a constraint needs a parameter, but {owner} is none; name the module that owns the weight, and take away "
+            "hooks that compute it, such as the old weight_norm and spectral_norm, and pruning."
+        )
     if is_lazy(weight):
         raise ValueError(f"a constraint needs the shape of {owner}, which is lazy; run one forward first.")
     if hasattr(weight, "device_mesh"):
@@ -151,6 +160,14 @@ def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: 
             state_dict[f"{prefix}parametrizations.{name}.original"] = zero_sum.right_inverse(plain)
 
 
+def stop_accepting_plain_weights(module: nn.Module) -> None:
+    """Take away the hooks by which plain checkpoints load into the constrained weights of ``module``."""
+    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
+    for key, wrapped in list(hooks.items()):
+        if getattr(wrapped.hook, "func", None) is _accept_plain_weight:
+            del hooks[key]
+
+
 def _forget_computed_weights_in_copies(module: nn.RNNBase) -> None:
     # A recurrent layer keeps the weights of its last forward pass, which deepcopy refuses: they are no leaves of the
     # graph. It computes them anew when they are gone. The class is the one that parametrize made for this module alone.
@@ -161,5 +178,5 @@ def _forget_computed_weights_in_copies(module: nn.RNNBase) -> None:
         self._flat_weights = [None] * len(self._flat_weights_names)
         return deepcopy(self, memo)
 
-    if len(module.parametrizations) == 1:  # type: ignore[arg-type]
+    if deepcopy.__name__ != deepcopy_without_them.__name__:
         kind.__deepcopy__ = deepcopy_without_them

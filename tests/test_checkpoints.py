@@ -8,9 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lcw_lightning import ConstraintCallback, constrain, fold, load_from_checkpoint
-from lcw_lightning.checkpoints import read_checkpoint, restore_constraints, save_constraints
+from lcw_lightning import ConstraintCallback, MinibatchInitCallback, constrain, fold, load_from_checkpoint
+from lcw_lightning.checkpoints import read_checkpoint
 from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.records import restore_constraints, save_constraints
 
 ALL = ["conv.weight", "up.weight", "head.weight"]
 
@@ -101,6 +102,62 @@ def test_a_checkpoint_in_double_precision_loads(tmp_path):
     assert torch.equal(load_from_checkpoint(Project, path).conv.bias, module.conv.bias.float())
 
 
+class Frozen(Project):
+    """Leaves its frozen layer out of checkpoints."""
+
+    def __init__(self):
+        super().__init__()
+        self.strict_loading = False
+        self.conv.requires_grad_(False)
+
+    def state_dict(self, *args, **kwargs):
+        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if not key.startswith("conv.")}
+
+
+class Migrating(Project):
+    """Reads checkpoints of an older self, which had no scale and called its head otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def on_load_checkpoint(self, checkpoint):
+        checkpoint["state_dict"].setdefault("scale", torch.full((), 2.0))
+        checkpoint["state_dict"]["norm.bias"] += 1
+
+
+@pytest.mark.filterwarnings("ignore:Found keys that are in the model state dict but not")
+def test_a_module_that_leaves_frozen_layers_out_loads(tmp_path):
+    module, path = trained(tmp_path, Frozen(), ConstraintCallback())
+    loaded = load_from_checkpoint(Frozen, path)
+    assert list(constrained_weights(loaded)) == ALL
+    assert torch.equal(loaded.head.weight, module.head.weight)
+
+
+def test_a_modules_own_hook_may_change_what_is_loaded(tmp_path):
+    module, path = trained(tmp_path, Project(), ConstraintCallback())
+    loaded = load_from_checkpoint(Migrating, path)
+    assert loaded.scale == 2
+    assert torch.equal(loaded.norm.bias, module.norm.bias + 1)
+    assert torch.equal(loaded.head.weight, module.head.weight)
+
+
+@pytest.mark.filterwarnings("ignore:Found keys that are not in the model state dict")
+def test_lightnings_own_arguments_pass_through(tmp_path):
+    _, path = trained(tmp_path, Project(), ConstraintCallback())
+    edited(path, lambda content: content["state_dict"].update(extra=torch.zeros(1)))
+    assert constrained_weights(load_from_checkpoint(Project, path, strict=False, weights_only=True)) != {}
+
+
+def test_loaded_weights_are_not_initialized_again(tmp_path):
+    trained(tmp_path, Project(), ConstraintCallback())
+    loaded = load_from_checkpoint(Project, tmp_path / "run.ckpt")
+    norm = loaded.head.weight.norm().item()
+    loaded.configure_optimizers = lambda: torch.optim.SGD(loaded.parameters(), lr=0.0)
+    trained(tmp_path / "again", loaded, ConstraintCallback(), MinibatchInitCallback())
+    assert loaded.head.weight.norm().item() == pytest.approx(norm)
+
+
 def edited(path, change):
     content = torch.load(path)
     change(content)
@@ -135,6 +192,22 @@ def other_model(content):
     content["state_dict"]["tail.parametrizations.weight.original"] = torch.zeros(4, 5)
 
 
+def record_of_a_draft(content):
+    content["lcw_lightning"]["constraints"]["head.weight"] = "lcw"
+
+
+def record_of_another_kind(content):
+    content["lcw_lightning"] = "lcw"
+
+
+def flat_coordinates(content):
+    content["state_dict"]["head.parametrizations.weight.original"] = torch.zeros(())
+
+
+def path_among_hyperparameters(content):
+    content["hyper_parameters"]["folder"] = Path("data")
+
+
 def payload(content):
     content["hyper_parameters"]["width"] = Payload()
 
@@ -144,11 +217,15 @@ BROKEN = {
     "basis-in-state-dict": (other_basis_in_the_state_dict, "basis version 2, but this lcw_lightning reads version 1"),
     "shape": (
         other_shape,
-        r"'head\.parametrizations\.weight\.original' is missing or does not make a weight of \[4, 6\]",
+        r"its coordinates of 'head\.weight' make no weight of shape \[4, 6\]",
     ),
-    "lost": (lost_coordinates, r"'head\.parametrizations\.weight\.original' is missing or does not make"),
+    "lost": (lost_coordinates, r"does not fit this Project: Missing key.*\"head\.weight\""),
     "other-model": (other_model, r"does not fit this Project: .*Unexpected key.*tail\.weight"),
-    "payload": (payload, "more than tensors and plain values, which is never run"),
+    "draft": (record_of_a_draft, r"record of constraints, 'lcw_lightning', is broken or of a first draft"),
+    "record": (record_of_another_kind, r"record of constraints, 'lcw_lightning', is broken"),
+    "flat": (flat_coordinates, r"its coordinates of 'head\.weight' make no weight of shape \[4, 6\]"),
+    "path": (path_among_hyperparameters, r"holds pathlib\.\S+, which .*add_safe_globals"),
+    "payload": (payload, "more than tensors and plain values and may run code, so it was not loaded"),
 }
 
 

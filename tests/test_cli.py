@@ -37,6 +37,14 @@ def test_the_saved_config_gives_the_same_weights_again(lcw, small_checkpoint):
     assert all(torch.equal(first[key], value) for key, value in again.items())
 
 
+def test_a_saved_config_does_not_override_the_checkpoint_given_before_it(lcw, small_checkpoint, capsys):
+    lcw("test", "--ckpt_path", small_checkpoint)
+    expected = capsys.readouterr().out
+    config = "lightning_logs/version_0/config.yaml"
+    main(["test", "--ckpt_path", small_checkpoint, "--config", config, *lcw.quiet])
+    assert capsys.readouterr().out == expected
+
+
 def test_the_seed_decides_the_weights(lcw):
     lcw("fit", "--seed_everything=1")
     lcw("fit", "--seed_everything=2")

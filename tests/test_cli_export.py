@@ -134,9 +134,12 @@ MISTAKES = {
     "other-network": (
         ["--output=m.pt", "--model.network.width=8"],
         1,
-        ["does not fit ImageClassifier", "size mismatch"],
+        ["does not fit ImageClassifier", "has the shape [16, 64], that of the model [8, 64]"],
     ),
     "other-depth": (["--output=m.pt", "--model.network.depth=2"], 1, ["'network.hidden.2.linear.weight'", "another"]),
+    "folder": (["--output=lightning_logs.pt/"], 1, ["it is a folder, or lies in a file"]),
+    "in-a-file": (["--output=m.pt/m.pt"], 1, ["it is a folder, or lies in a file"]),
+    "negative-shape": (["--output=m.pt", "--input_shape=[-1]"], 1, ["--input_shape needs positive sizes, got [-1]"]),
     "no-data": (["--output=m.pt", "--data=null"], 1, ["ImageClassifier's input", "--input_shape="]),
     "wrong-shape": (["--output=m.pt", "--input_shape=[63]"], 1, ["does not run on inputs of shapes (3, 63), (5, 63)"]),
     "submodule": (["--output=m.pt", "--submodule=net"], 1, ["no submodule 'net'; it has network, losses, accuracies"]),
@@ -146,6 +149,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("flags", "status", "says"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_ends_in_one_message_and_the_old_file_stays(flags, status, says, failure, small_checkpoint):
     Path("m.pt").write_text("old")
+    Path("lightning_logs.pt").mkdir()
     before = paths()
     code, message = failure("--ckpt_path", small_checkpoint, *flags)
     assert code == status, message
@@ -165,8 +169,15 @@ def test_a_missing_checkpoint_is_named(failure, lcw):
 def test_a_checkpoint_outside_of_its_run_needs_the_config(failure, small_checkpoint):
     shutil.copy(small_checkpoint, "elsewhere.ckpt")
     code, message = failure("--output=m.pt", "--ckpt_path=elsewhere.ckpt")
-    assert (code, "required: export.model" in message) == (2, True)
+    assert (code, "the config of the run that wrote elsewhere.ckpt: give it by --config" in message) == (2, True)
     main(["export", "--config=lightning_logs/version_0/config.yaml", "--output=m.pt", "--ckpt_path=elsewhere.ckpt"])
+    assert Path("m.pt").exists()
+
+
+def test_the_runs_config_is_found_from_within_its_folder_too(lcw, small_checkpoint, monkeypatch):
+    path = Path(small_checkpoint)
+    monkeypatch.chdir(path.parent)
+    main(["export", f"--ckpt_path={path.name}", "--output=m.pt"])
     assert Path("m.pt").exists()
 
 

@@ -205,8 +205,3 @@ def test_a_folded_convolution_fuses_with_its_batch_norm():
     fused = fuse_conv_bn_eval(fold(model)[0], model[1])
     images = inputs()
     torch.testing.assert_close(fused(images), model(images))
-
-
-def test_folding_keeps_the_order_of_parameters():
-    plain, folded = network(), fold(constrained())
-    assert [name for name, _ in folded.named_parameters()] == [name for name, _ in plain.named_parameters()]

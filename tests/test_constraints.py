@@ -1,11 +1,12 @@
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 from lcw_lightning import constrain, fold, linearly_constrained
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints import constrained_weights, remove_constraints_
 
 
 class Network(nn.Module):
@@ -84,6 +85,12 @@ def tied_to_an_embedding():
     return network
 
 
+def pruned():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.utils.prune.identity(network[1], "weight")
+    return network
+
+
 def parametrized():
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     nn.utils.parametrizations.orthogonal(network[1])
@@ -93,8 +100,11 @@ def parametrized():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        pytest.param(tied, r"'0\.weight' and '1\.weight' are tied", id="tied"),
-        pytest.param(tied_to_an_embedding, r"'embedding\.weight' and 'head\.weight' are tied", id="embedding"),
+        pytest.param(tied, r"'0\.weight' and '1\.weight' are tied; exclude '0\.weight', '1\.weight'\.", id="tied"),
+        pytest.param(
+            tied_to_an_embedding, r"'embedding\.weight' and .* are tied; exclude 'head\.weight'\.", id="embedding"
+        ),
+        pytest.param(pruned, r"cannot constrain '1\.weight'.* take away hooks", id="pruned"),
         pytest.param(parametrized, r"cannot constrain '1\.weight'.*parametrized already", id="parametrized"),
     ],
 )
@@ -169,3 +179,42 @@ def test_folding_a_training_spectral_norm_keeps_its_present_weight():
     layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
     folded = fold(layer)
     assert torch.equal(folded.weight, layer.eval().weight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2), id="lstm"),
+        pytest.param(lambda: nn.GRU(3, 4, num_layers=2, bias=False), id="gru"),
+        pytest.param(lambda: nn.MultiheadAttention(4, 2, kdim=3, vdim=5), id="attention"),
+        pytest.param(
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 2, 2)), id="conv"
+        ),
+    ],
+)
+def test_folding_keeps_the_order_of_parameters(make):
+    plain, network = make(), make()
+    constrain(network)
+    folded = fold(network)
+    assert list(folded.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in folded.named_parameters()] == [name for name, _ in plain.named_parameters()]
+
+
+def test_a_folded_module_needs_nothing_of_this_package():
+    network = nn.Sequential(nn.Linear(4, 2))
+    constrain(network)
+    content = pickle.dumps(fold(network))
+    assert b"lcw_lightning" not in content
+    assert b"lcw_lightning" not in pickle.dumps(nn.Linear(4, 2))
+
+
+def test_removing_constraints_leaves_other_parametrizations():
+    network = nn.Sequential(
+        linearly_constrained(nn.Linear(4, 4)), nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+    )
+    weights = [layer.weight.detach().clone() for layer in network]
+    remove_constraints_(network)
+    assert constrained_weights(network) == {}
+    assert type(network[0]) is nn.Linear
+    assert nn.utils.parametrize.is_parametrized(network[1])
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(network, weights, strict=True))

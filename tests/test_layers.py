@@ -60,16 +60,16 @@ HOLDERS = {
     "linear": (nn.Linear(4, 4), ["weight"]),
     "bilinear": (nn.Bilinear(3, 4, 2), ["weight"]),
     "transposed": (nn.ConvTranspose2d(3, 4, 2), ["weight"]),
-    "rnn": (nn.RNN(3, 4), ["weight_hh_l0", "weight_ih_l0"]),
+    "rnn": (nn.RNN(3, 4), ["weight_ih_l0", "weight_hh_l0"]),
     "lstm": (
         nn.LSTM(3, 4, proj_size=2, bidirectional=True),
-        [f"weight_{kind}_l0{way}" for kind in ("hh", "hr", "ih") for way in ("", "_reverse")],
+        [f"weight_{kind}_l0{way}" for way in ("", "_reverse") for kind in ("ih", "hh", "hr")],
     ),
-    "gru-cell": (nn.GRUCell(3, 4), ["weight_hh", "weight_ih"]),
+    "gru-cell": (nn.GRUCell(3, 4), ["weight_ih", "weight_hh"]),
     "attention": (nn.MultiheadAttention(4, 2), ["in_proj_weight", "out_proj.weight"]),
     "cross-attention": (
         nn.MultiheadAttention(4, 2, kdim=3, vdim=5),
-        ["k_proj_weight", "q_proj_weight", "v_proj_weight", "out_proj.weight"],
+        ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"],
     ),
 }
 

@@ -234,3 +234,40 @@ def test_a_plain_weight_of_another_shape_is_refused():
     layer = linearly_constrained(nn.Conv2d(3, 4, (1, 3)))
     with pytest.raises(RuntimeError, match="loading state_dict"):
         layer.load_state_dict(nn.Conv2d(3, 4, (3, 1)).state_dict())
+
+
+def test_a_copy_can_be_constrained_further_without_harm_to_its_original():
+    layer, sequence = linearly_constrained(nn.LSTM(3, 4), "weight_ih_l0"), torch.randn(5, 2, 3)
+    twin = copy.deepcopy(layer)
+    linearly_constrained(twin, "weight_hh_l0")
+    assert layer(sequence)[0].shape == twin(sequence)[0].shape
+    assert twin.weight_hh_l0.sum(1).abs().max() < 1e-6 < layer.weight_hh_l0.sum(1).abs().max()
+
+
+def test_a_recurrent_layer_with_somebody_elses_parametrization_can_be_copied_too():
+    layer, sequence = nn.utils.parametrizations.orthogonal(nn.LSTM(3, 4), "weight_hh_l0"), torch.randn(5, 2, 3)
+    linearly_constrained(layer, "weight_ih_l0")
+    layer(sequence)
+    assert torch.equal(copy.deepcopy(layer)(sequence)[0], layer(sequence)[0])
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        pytest.param(lambda layer: nn.utils.prune.identity(layer, "weight"), id="prune"),
+        pytest.param(nn.utils.spectral_norm, id="spectral_norm"),
+    ],
+)
+def test_a_weight_that_a_hook_computes_is_refused(hook):
+    with pytest.raises(ValueError, match=r"Linear\.weight is none; .* take away hooks that compute it"):
+        linearly_constrained(hook(nn.Linear(3, 4)))
+
+
+def test_only_an_assignment_writes_into_a_constrained_weight():
+    layer = linearly_constrained(nn.Linear(6, 4))
+    before = layer.weight.detach().clone()
+    nn.init.ones_(layer.weight)
+    layer.weight.data.mul_(7)
+    assert torch.equal(layer.weight, before)
+    layer.weight = 7 * before
+    torch.testing.assert_close(layer.weight, 7 * before)

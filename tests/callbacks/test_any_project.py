@@ -2,6 +2,7 @@
 
 import copy
 import csv
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.nn.utils import parametrize
 
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor, constrain, load_from_checkpoint
 from lcw_lightning.constraints import constrained_weights
@@ -104,11 +106,22 @@ def test_an_average_that_copies_the_module_too_early_is_named(average, make_proj
         make_trainer(average(), ConstraintCallback()).fit(make_project(), loader)
 
 
-@pytest.mark.parametrize("build_in", ["setup", "configure_model"])
-def test_an_average_of_layers_that_do_not_exist_yet_is_refused(build_in, make_project, make_trainer, loader):
-    average = StochasticWeightAveraging(swa_lrs=0.1)
+@pytest.mark.parametrize(
+    ("average", "build_in"), [("swa", "setup"), ("swa", "configure_model"), ("ema", "setup")], ids="-".join
+)
+def test_an_average_of_layers_that_do_not_exist_yet_is_refused(average, build_in, make_project, make_trainer, loader):
+    average = AVERAGES[average]()
     with pytest.raises(ValueError, match=r"before its setup\(\) or configure_model\(\) builds the layers"):
         make_trainer(ConstraintCallback(), average).fit(make_project(build_in), loader)
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
+def test_a_layer_that_comes_after_the_average_is_named(hook, make_project, make_trainer, loader):
+    project = make_project()
+    setattr(project, hook, lambda **stage: setattr(project, "head", nn.Linear(16, 3)))
+    with pytest.raises(ValueError, match=r"'head\.weight' came after the module was constrained"):
+        make_trainer(ConstraintCallback(), AVERAGES["ema"]()).fit(project, loader)
 
 
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
@@ -181,13 +194,21 @@ def test_a_frozen_networks_biases_stay_while_a_toggled_ones_become_zero(make_tra
     assert not seen["critic"].any()  # in the generator's turn the critic requires no gradient
 
 
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1),
+    "adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.1),
+    "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),
+}
+
+
 class OwnOptimizer(LightningModule):
     """Keeps one optimizer over all fits."""
 
-    def __init__(self):
+    def __init__(self, optimizer="sgd"):
         super().__init__()
         self.layer = nn.Linear(8, 3)
-        self.kept = torch.optim.SGD(self.layer.parameters(), lr=0.1, momentum=0.9)
+        self.kept = OPTIMIZERS[optimizer](self.layer.parameters())
 
     def training_step(self, batch, batch_idx):
         return nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
@@ -204,11 +225,25 @@ def test_an_optimizer_made_before_the_constraint_trains_it(make_trainer, loader)
     assert (module.layer.weight - before).abs().max() > 1e-2
 
 
-def test_an_optimizer_that_has_stepped_before_the_constraint_is_named(make_trainer, loader):
-    module = OwnOptimizer()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizer_that_has_stepped_before_the_constraint_is_named(optimizer, make_trainer, loader):
+    module = OwnOptimizer(optimizer)
     make_trainer().fit(module, loader)
     with pytest.raises(ValueError, match=r"optimizer of 'layer\.weight' has stepped before .* make a new one"):
         make_trainer(ConstraintCallback()).fit(module, loader)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizer_that_has_stepped_under_the_constraint_goes_on(optimizer, make_trainer, loader):
+    module = OwnOptimizer(optimizer)
+    if optimizer == "adagrad":  # which makes its state at once, of the plain weight's shape
+        constrain(module)
+        module.kept = OPTIMIZERS[optimizer](module.layer.parameters())
+    make_trainer(ConstraintCallback()).fit(module, loader)
+    before = module.layer.weight.detach().clone()
+    make_trainer(ConstraintCallback()).fit(module, loader)
+    assert not torch.equal(module.layer.weight, before)
+    assert residual(module) < 1e-6
 
 
 PRECISIONS = {
@@ -339,3 +374,17 @@ def test_fit_test_and_predict_see_the_same_weights(ours, logged, make_project, m
     predictions = torch.cat(trainer.predict(project, loader))
     assert all(torch.equal(value, trained[key]) for key, value in project.state_dict().items())
     assert torch.equal(predictions, torch.cat([project(batch[0]) for batch in loader]))
+
+
+def test_nothing_turns_on_torchs_cache_which_copies_would_share(ours, logged, make_project, make_trainer, loader):
+    project, seen = make_project(), []
+    step = project.training_step
+    project.training_step = lambda *args: (seen.append(parametrize._cache_enabled), step(*args))[1]
+    make_trainer(*ours(), **logged).fit(project, loader)
+    assert set(seen) == {0}
+
+
+def test_no_trainer_gets_a_callback_without_asking_for_it(make_trainer):
+    groups = {entry.group for entry in distribution("lcw_lightning").entry_points}
+    assert groups == {"console_scripts"}
+    assert not any(type(callback).__module__.startswith("lcw_lightning") for callback in make_trainer().callbacks)

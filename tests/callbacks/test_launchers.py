@@ -59,6 +59,13 @@ if __name__ == "__main__":
     assert type(project.head) is nn.Linear
     assert project.head.weight.sum(1).abs().max() < 1e-5 < drawn.head.weight.sum(1).abs().max()
     assert (project.head.weight - drawn.head.weight).abs().max() > 0.1
+    normed = Project()  # somebody else's parametrization comes back as it was
+    nn.utils.parametrizations.weight_norm(normed.body[0])
+    before = [parameter.clone() for parameter in normed.body[0].parameters()]
+    fit(normed, "ddp_fork", [ConstraintCallback(exclude=["body.0.*"])])
+    assert constrained_weights(normed) == {}
+    assert all(not torch.equal(old, new) for old, new in zip(before, normed.body[0].parameters(), strict=True))
+    assert normed.head.weight.sum(1).abs().max() < 1e-5
     print("spawned")
 """
 

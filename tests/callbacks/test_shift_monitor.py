@@ -164,5 +164,5 @@ def test_a_choice_of_layers_that_hooks_do_not_see_is_named(make_project, make_tr
     project = make_project()
     project.memory = torch.nn.GRU(3, 4)
     settings = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
-    with pytest.raises(ValueError, match=r"sees Linear layers and convolutions, .* none among 'memory\.weight_hh_l0'"):
+    with pytest.raises(ValueError, match=r"sees Linear layers and convolutions, .* none among 'memory\.weight_ih_l0'"):
         make_trainer(ShiftMonitor(include=["memory.*"]), **settings).fit(project, loader)
