@@ -2,7 +2,6 @@
 
 import copy
 import io
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -69,8 +68,8 @@ def load_from_checkpoint(
     """
     checkpoint = read_checkpoint(path, map_location, weights_only)
     check_basis(checkpoint)
-    buffer = io.BytesIO()
-    torch.save({**checkpoint, "state_dict": _plain_state_dict(checkpoint)}, buffer)
+    plain, buffer = _plain_state_dict(checkpoint), io.BytesIO()
+    torch.save({**checkpoint, "state_dict": plain}, buffer)
     buffer.seek(0)
     try:
         module = module_class.load_from_checkpoint(
@@ -81,11 +80,11 @@ def load_from_checkpoint(
             raise
         raise ValueError(
             f"{os.fspath(path)!r} does not fit this {module_class.__name__}: {problems} Give the arguments of its run. "
-            "Layers that setup() builds, and weights constrained by hand without ConstraintCallback, have to be there "
-            "when the module is made."
+            "Layers that setup() builds, and constraints of runs without ConstraintCallback, must be there once the "
+            "module is made."
         ) from error
     restore_constraints(module, checkpoint)
-    _restore_coordinates(module, checkpoint)
+    _restore_coordinates(module, checkpoint, plain)
     mark_initialized(module)
     return module
 
@@ -93,7 +92,12 @@ def load_from_checkpoint(
 def read_checkpoint(
     path: str | os.PathLike[str], map_location: Any = None, weights_only: bool = True
 ) -> dict[str, Any]:
-    """Return the content of a Lightning checkpoint. Unless ``weights_only`` is off, nothing in it is executed.
+    """Return the content of a Lightning checkpoint.
+
+    Args:
+        path: A local path or a URL.
+        map_location: Where tensors go, as in :func:`torch.load`.
+        weights_only: Off, anything that the file holds is unpickled, which runs its code.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -115,7 +119,7 @@ def read_checkpoint(
             if named := re.search(r"GLOBAL (\S+)", str(error)):
                 raise ValueError(
                     f"{path!r} holds {named[1]}, which is more than tensors and plain values and may run code, so it "
-                    "was not loaded. If you trust the file, allow it with torch.serialization.add_safe_globals()."
+                    "was not loaded. If you trust the file, load it with weights_only=False."
                 ) from error
             whole = False
     if not whole:
@@ -130,26 +134,26 @@ def _plain_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the state dict with each constrained weight in place of its coordinates, as far as they were saved."""
     plain: dict[str, Tensor] = copy.copy(checkpoint["state_dict"])  # with the versions of modules beside it
     for name, saved in saved_constraints(checkpoint).items():
-        shape, coordinates = saved["weight_shape"], plain.pop(f"{parametrization_key(name)}.original", None)
+        zero_sum = ZeroSum(tuple(saved["weight_shape"]), saved["transposed_groups"])
+        coordinates = plain.pop(f"{parametrization_key(name)}.original", None)
         if coordinates is None:
             continue  # modules may leave frozen weights out
-        if coordinates.dim() != 2 or coordinates.numel() + len(coordinates) != math.prod(shape):
+        if coordinates.shape != zero_sum.original_shape:
+            shape = saved["weight_shape"]
             raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} make no weight of shape {shape}.")
-        plain[name] = ZeroSum(tuple(shape), saved["transposed_groups"])(coordinates)
+        plain[name] = zero_sum(coordinates)
     return plain
 
 
 @torch.no_grad()
-def _restore_coordinates(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+def _restore_coordinates(model: nn.Module, checkpoint: Mapping[str, Any], plain: Mapping[str, Tensor]) -> None:
     """Undo the rounding of coordinates that went through the plain weight."""
-    parameters = dict(model.named_parameters())
-    for name in saved_constraints(checkpoint):
-        key = f"{parametrization_key(name)}.original"
-        exact, rounded = checkpoint["state_dict"].get(key), parameters[key]
-        # Only if it is rounding: the module's own on_load_checkpoint may have changed the weight.
-        if exact is not None and torch.allclose(rounded, exact.to(rounded), rtol=0, atol=_rounding(exact)):
-            rounded.copy_(exact)
-
-
-def _rounding(values: Tensor) -> float:
-    return 100 * torch.finfo(values.dtype).eps * float(values.abs().max())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, saved in saved_constraints(checkpoint).items():
+        if name in plain:
+            key = f"{parametrization_key(name)}.original"
+            zero_sum = ZeroSum(tuple(saved["weight_shape"]), saved["transposed_groups"])
+            rounded = zero_sum.right_inverse(plain[name].to(parameters[key]))
+            # Otherwise the module's own on_load_checkpoint has changed the weight.
+            if torch.allclose(parameters[key], rounded, rtol=0, atol=0, equal_nan=True):
+                parameters[key].copy_(checkpoint["state_dict"][key])

@@ -69,10 +69,7 @@ class LCWCLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         command, *flags = given if isinstance(given, list) and given else [""]
         if command == "export" and (checkpoint := checkpoint_without_config(flags)):
-            config = checkpoint.absolute().parent.parent / "config.yaml"
-            if not config.is_file():
-                parser.error(f"export needs the config of the run that wrote {checkpoint}: give it by --config.")
-            self._subcommand_parsers[command].default_config_files = [str(config)]
+            self._subcommand_parsers[command].default_config_files = [config_of_run(checkpoint)]
         super().parse_arguments(parser, args)
         if self.config.subcommand == "export":
             check_exportable(self.config.export.output)
@@ -132,17 +129,29 @@ class SaveConfigBesideLogs(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.loggers:
             self.config = self.config.clone()
-            self.config.pop("ckpt_path", None)
+            for name in ("ckpt_path", "weights_only"):
+                self.config.pop(name, None)
             super().setup(trainer, pl_module, stage)
 
 
 def checkpoint_without_config(flags: list[str]) -> Path | None:
     """Return what ``--ckpt_path`` names, unless a config or a model is named too."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flags_of_one in (("-c", "--config"), ("--model",), ("--ckpt_path",)):
+    for flags_of_one in (("-c", "--config"), ("--model", "--model.class_path"), ("--ckpt_path",)):
         parser.add_argument(*flags_of_one)
     known, _ = parser.parse_known_args(flags)
-    return Path(known.ckpt_path) if known.ckpt_path and not (known.config or known.model) else None
+    local = known.ckpt_path and "://" not in known.ckpt_path
+    return Path(known.ckpt_path) if local and not (known.config or known.model) else None
+
+
+def config_of_run(checkpoint: Path) -> str:
+    """Return the path of ``config.yaml`` in the folder of the run that wrote the checkpoint."""
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"there is no checkpoint {str(checkpoint)!r}.")
+    config = checkpoint.absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"export needs the config of the run that wrote {checkpoint}: give it by --config.")
+    return str(config)
 
 
 def main(args: ArgsType = None) -> None:

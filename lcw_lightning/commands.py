@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lcw_lightning.checkpoints import read_checkpoint
 from lcw_lightning.export import export
-from lcw_lightning.loading import all_or_nothing
+from lcw_lightning.loading import load_all_or_nothing
 from lcw_lightning.records import restore_constraints
 
 __all__ = ["CommandTrainer"]
@@ -47,9 +47,9 @@ class CommandTrainer(Trainer):
             weights_only: False unpickles anything that the checkpoint holds, and so runs its code.
             datamodule: Gives a training batch.
         """
-        model.trainer = self  # as in any run, since configure_model and data modules may ask it
+        model.trainer = self  # as in any run, since hooks of the model and of the data module may ask it
         if datamodule is not None:
-            datamodule.trainer = self
+            self.datamodule, datamodule.trainer = datamodule, self
         load_weights(model, read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False))
         inputs = example_inputs(model, datamodule, input_shape)
         part = exported_part(model, inputs) if submodule is None else _submodule(model, submodule)
@@ -64,8 +64,8 @@ def load_weights(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
     model.configure_model()
     restore_constraints(model, checkpoint)
     model.on_load_checkpoint(checkpoint)
-    with all_or_nothing(model):
-        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading, assign=True)
+    settings = {"strict": model.strict_loading, "assign": True}
+    load_all_or_nothing(model, model.load_state_dict, checkpoint["state_dict"], **settings)
 
 
 def example_inputs(

@@ -115,6 +115,7 @@ def remove_constraints_(model: nn.Module) -> None:
     for ref in named_weights(model).values():
         if kind_of(ref) != "none":
             parametrize.remove_parametrizations(ref.layer, ref.name)
+            stop_accepting_plain_weights(ref.layer)
 
 
 def kind_of(ref: WeightRef) -> Kind:
@@ -127,7 +128,11 @@ def kind_of(ref: WeightRef) -> Kind:
 
 
 def check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> None:
-    """Raise a ValueError, before anything is changed, if a weight cannot be constrained or has several owners."""
+    """Look before anything is changed.
+
+    Raises:
+        ValueError: A weight that cannot be constrained, or that several layers share.
+    """
     owners: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
@@ -140,7 +145,7 @@ def check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> N
         if len(tied := owners[id(parameter)]) > 1:
             to_exclude = listed(other for other in tied if other in weights)
             raise ValueError(
-                f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; exclude {to_exclude}."
+                f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; leave {to_exclude} out."
             )
 
 
@@ -159,4 +164,5 @@ def _fold_layer_(module: nn.Module) -> None:
     held = {**values, **module._parameters}
     module._parameters.clear()
     # In the order of a layer that was never constrained: weights first, and layer by layer in a recurrent one.
-    module._parameters.update({name: held[name] for name in getattr(module, "_flat_weights_names", held)})
+    order = dict.fromkeys([*getattr(module, "_flat_weights_names", ()), *held])
+    module._parameters.update({name: held[name] for name in order})

@@ -161,12 +161,12 @@ def exchange_channels(weight: Tensor, groups: int) -> Tensor:
     return by_group.transpose(1, 2).flatten(0, 1)
 
 
-def named_weights(model: nn.Module) -> dict[str, WeightRef]:
+def named_weights(model: nn.Module, remove_duplicate: bool = True) -> dict[str, WeightRef]:
     """Return every constrainable weight by its name ``layer.weight``, in the order of ``model.named_modules()``.
 
     These are the weights of Linear, Bilinear, convolutions and transposed convolutions (grouped and depthwise too),
     the input and recurrent weights of RNN, LSTM, GRU and their cells, and the projections of MultiheadAttention.
-    Embeddings and norms are left out. A module that stands in several places counts once, under its first name.
+    Embeddings and norms are left out. A module in several places has its first name, without ``remove_duplicate`` all.
 
     Example:
         >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GRUCell(3, 2))))
@@ -174,7 +174,7 @@ def named_weights(model: nn.Module) -> dict[str, WeightRef]:
     """
     return {
         f"{prefix}.{name}" if prefix else name: WeightRef(module, name)
-        for prefix, module in model.named_modules()
+        for prefix, module in model.named_modules(remove_duplicate=remove_duplicate)
         for name in _weight_names(module)
     }
 

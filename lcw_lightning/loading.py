@@ -1,43 +1,36 @@
 """Load a state dict whole or not at all."""
 
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lcw_lightning.overrides import override_method, restore_method
-
-__all__ = ["all_or_nothing", "describe_misfit", "load_all_or_nothing"]
-
-
-@contextmanager
-def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Within the block, ``model.load_state_dict`` loads all that it is given or, if that does not fit, nothing.
-
-    Torch loads what fits before it raises. Here the model is then as it was, and a ValueError says in one message what
-    did not fit. Takes memory for a copy of the model while it loads.
-
-    Example:
-        >>> layer = nn.Linear(2, 1)
-        >>> with all_or_nothing(layer):
-        ...     layer.load_state_dict({"weight": torch.ones(1, 2)})
-        Traceback (most recent call last):
-        ValueError: the state dict does not fit Linear, and nothing of it was loaded: Missing key(s) in state_dict: ...
-    """
-    override_method(model, "load_state_dict", partial(load_all_or_nothing, model))
-    try:
-        yield
-    finally:
-        restore_method(model, "load_state_dict")
+__all__ = ["describe_misfit", "load_all_or_nothing"]
 
 
 def load_all_or_nothing(model: nn.Module, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call ``load(...)``; if it fails, leave the tensors of ``model`` as they were."""
+    """Return ``load(...)``, such as ``model.load_state_dict``; if it fails, the tensors of ``model`` are as they were.
+
+    Torch loads what fits before it raises. Takes memory for a copy of the model while it loads.
+
+    Args:
+        model: Whose parameters and buffers are loaded.
+        load: What loads them.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        ValueError: The state dict does not fit; says in one message what.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> load_all_or_nothing(layer, layer.load_state_dict, {"weight": torch.ones(1, 2)})
+        Traceback (most recent call last):
+        ValueError: the state dict does not fit Linear, and nothing of it was loaded: Missing key(s) in state_dict: ...
+    """
     before = _snapshot(model)
     try:
         return load(*args, **kwargs)

@@ -1,5 +1,6 @@
 """Override a method on one object for a while."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,15 +20,15 @@ class _Override:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.method, *args, **kwargs)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # A copy of the object gets the method itself, bound to the copy.
-        return _same, (self.method,)
+        return copy.deepcopy(self.method, memo)
 
 
 def override_method(instance: object, name: str, function: Callable[..., Any]) -> None:
     """Let ``instance.name(...)`` be ``function(method, ...)``, where ``method`` is what it was.
 
-    Copies of the instance have the method, not the override.
+    Deep copies of the instance have the method, not the override.
 
     Example:
         >>> class Greeter:
@@ -51,7 +52,3 @@ def restore_method(instance: object, name: str) -> None:
             vars(instance)[name] = override.method
         else:
             del vars(instance)[name]
-
-
-def _same(method: Any) -> Any:
-    return method

@@ -1,5 +1,6 @@
 """The modules given to :mod:`torch.nn.utils.parametrize`, and one verb for each."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -33,8 +34,14 @@ class ZeroSum(nn.Module):
         self.weight_shape = tuple(weight_shape)
         self.transposed_groups = transposed_groups
 
+    @property
+    def original_shape(self) -> tuple[int, int]:
+        """Shape of the coordinates, ``(units, fan_in - 1)``."""
+        units = self.weight_shape[1] * self.transposed_groups if self.transposed_groups else self.weight_shape[0]
+        return units, math.prod(self.weight_shape) // max(units, 1) - 1
+
     def forward(self, original: Tensor) -> Tensor:
-        """Return the weight for coordinates of shape ``(units, fan_in - 1)``."""
+        """Return the weight for coordinates of shape :attr:`original_shape`."""
         units = embed_zero_sum(original)
         if not self.transposed_groups:
             return units.view(self.weight_shape)

@@ -1,13 +1,12 @@
 """The record of constraints that a checkpoint carries: which weights, of which kind, in which basis."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from lcw_lightning.constraints import VERBS, check_constrainable, constrained_weights, kind_of
+from lcw_lightning.constraints import VERBS, check_constrainable, kind_of
 from lcw_lightning.layers import named_weights
-from lcw_lightning.parametrizations import ZeroSum
 from lcw_lightning.theory.zero_sum import BASIS_VERSION
 
 __all__ = ["check_basis", "parametrization_key", "restore_constraints", "save_constraints", "saved_constraints"]
@@ -17,14 +16,10 @@ _KEY = "lcw_lightning"
 
 def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
     """Write into the checkpoint which weights are constrained, in plain values that ``weights_only=True`` loads."""
-    weights = named_weights(model)
     constraints = {
-        name: {
-            "kind": kind,
-            "weight_shape": list(weights[name].value.shape),
-            "transposed_groups": weights[name].transposed_groups,
-        }
-        for name, kind in constrained_weights(model).items()
+        name: {"kind": kind, "weight_shape": list(ref.value.shape), "transposed_groups": ref.transposed_groups}
+        for name, ref in named_weights(model, remove_duplicate=False).items()
+        if (kind := kind_of(ref)) != "none"
     }
     checkpoint[_KEY] = {"basis_version": BASIS_VERSION, "constraints": constraints}
 
@@ -35,18 +30,30 @@ def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]
     Raises:
         ValueError: The record is not of the form that :func:`save_constraints` writes.
     """
-    try:
-        constraints: dict[str, dict[str, Any]] = checkpoint.get(_KEY, {}).get("constraints", {})
-        for saved in constraints.values():
-            ZeroSum(tuple(map(int, saved["weight_shape"])), int(saved["transposed_groups"]))
-            str(saved["kind"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the checkpoint's record of constraints, {_KEY!r}, is broken or of a first draft.") from error
-    return constraints
+    record = checkpoint.get(_KEY, {})
+    constraints: Any = record.get("constraints", {}) if isinstance(record, dict) else None
+    if not (isinstance(constraints, dict) and all(map(_is_entry, constraints, constraints.values()))):
+        raise ValueError(
+            f"the checkpoint's record of constraints, {_KEY!r}, is broken; take another checkpoint of the run."
+        )
+    return cast("dict[str, dict[str, Any]]", constraints)
+
+
+def _is_entry(name: object, saved: object) -> bool:
+    if not (isinstance(name, str) and isinstance(saved, dict) and isinstance(saved.get("kind"), str)):
+        return False
+    shape, groups = saved.get("weight_shape"), saved.get("transposed_groups")
+    if not (isinstance(shape, list) and all(isinstance(size, int) for size in shape) and isinstance(groups, int)):
+        return False
+    return len(shape) > 1 and groups >= 0 and shape[0] % (groups or 1) == 0
 
 
 def check_basis(checkpoint: Mapping[str, Any]) -> None:
-    """Raise a ValueError if the checkpoint's coordinates are in a basis that this version does not read."""
+    """Look whether this version reads the checkpoint's coordinates.
+
+    Raises:
+        ValueError: They are in another basis, or the record is broken.
+    """
     for version in _basis_versions(checkpoint):
         if version != BASIS_VERSION:
             raise ValueError(
@@ -79,11 +86,12 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
     """Constrain what the checkpoint says was constrained when it was saved, where ``model`` has it still plain.
 
     Raises:
-        ValueError: The checkpoint's basis is not the one of this version, or it constrains a weight that the model
-            does not have, or in a way that this version does not know. The model is then as it was.
+        ValueError: The checkpoint's record is broken or in another basis, or it constrains a weight that the model
+            does not have, has in another shape or cannot have constrained, or in a way that this version does not
+            know. The model is then as it was.
     """
     check_basis(checkpoint)
-    weights = named_weights(model)
+    weights = named_weights(model, remove_duplicate=False)
     constraints = saved_constraints(checkpoint)
     for name, saved in constraints.items():
         if name not in weights:
@@ -95,12 +103,13 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
             raise ValueError(
                 f"the checkpoint's {name!r} has the kind {saved['kind']!r}, which this lcw_lightning does not know."
             )
-        if list(weights[name].value.shape) != list(saved["weight_shape"]):
+        if (shape := list(weights[name].value.shape)) != saved["weight_shape"]:
             raise ValueError(
                 f"the checkpoint does not fit {type(model).__name__}: its {name!r} has the shape "
-                f"{saved['weight_shape']}, that of the model {list(weights[name].value.shape)}."
+                f"{saved['weight_shape']}, that of the model {shape}."
             )
     new = {name: weights[name] for name in constraints if kind_of(weights[name]) == "none"}
     check_constrainable(model, new)
     for name, ref in new.items():
-        VERBS[constraints[name]["kind"]](ref.layer, ref.name)
+        if kind_of(ref) == "none":  # still, as a module may stand in several places
+            VERBS[constraints[name]["kind"]](ref.layer, ref.name)

@@ -83,7 +83,7 @@ def test_a_file_that_is_no_whole_and_safe_checkpoint_is_refused_and_kept(write, 
     before = Path("bad.ckpt").read_bytes()
     code, message = failure("fit", "--ckpt_path", "bad.ckpt")
     assert code == 1
-    assert "'bad.ckpt' is no checkpoint of Lightning" in message or "'bad.ckpt' holds getattr" in message
+    assert "'bad.ckpt' is no checkpoint of Lightning" in message or "'bad.ckpt' holds " in message
     assert Path("bad.ckpt").read_bytes() == before
     assert Path(small_checkpoint).read_bytes() == whole
     assert not Path("payload_ran").exists()

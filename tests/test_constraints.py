@@ -100,9 +100,9 @@ def parametrized():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        pytest.param(tied, r"'0\.weight' and '1\.weight' are tied; exclude '0\.weight', '1\.weight'\.", id="tied"),
+        pytest.param(tied, r"'0\.weight' and '1\.weight' are tied; leave '0\.weight', '1\.weight' out", id="tied"),
         pytest.param(
-            tied_to_an_embedding, r"'embedding\.weight' and .* are tied; exclude 'head\.weight'\.", id="embedding"
+            tied_to_an_embedding, r"'embedding\.weight' and .* are tied; leave 'head\.weight' out", id="embedding"
         ),
         pytest.param(pruned, r"cannot constrain '1\.weight'.* take away hooks", id="pruned"),
         pytest.param(parametrized, r"cannot constrain '1\.weight'.*parametrized already", id="parametrized"),
@@ -198,6 +198,18 @@ def test_folding_keeps_the_order_of_parameters(make):
     folded = fold(network)
     assert list(folded.state_dict()) == list(plain.state_dict())
     assert [name for name, _ in folded.named_parameters()] == [name for name, _ in plain.named_parameters()]
+
+
+class Gained(nn.LSTM):
+    def __init__(self):
+        super().__init__(3, 4)
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_folding_keeps_parameters_of_a_recurrent_subclass():
+    layer = Gained()
+    constrain(layer)
+    assert set(dict(fold(layer).named_parameters())) == set(dict(Gained().named_parameters()))
 
 
 def test_a_folded_module_needs_nothing_of_this_package():

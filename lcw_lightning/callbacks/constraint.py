@@ -10,12 +10,17 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lcw_lightning.callbacks.constraint_checks import check_averaging, check_optimizers, is_complete
+from lcw_lightning.callbacks.constraint_checks import (
+    check_averaging,
+    check_optimizers,
+    is_complete,
+    waits_for_configure_model,
+)
 from lcw_lightning.constraints import Kind, constrain, constrained_weights, kind_of, remove_constraints_
 from lcw_lightning.loading import load_all_or_nothing
 from lcw_lightning.overrides import override_method, restore_method
 from lcw_lightning.patterns import listed, select_weights
-from lcw_lightning.records import check_basis, save_constraints, saved_constraints
+from lcw_lightning.records import check_basis, parametrization_key, save_constraints, saved_constraints
 
 __all__ = ["ConstraintCallback"]
 
@@ -27,7 +32,7 @@ class ConstraintCallback(Callback):
     its layers in ``__init__``, ``setup`` or ``configure_model``. Weights start from the zero-sum values nearest to
     those that are there. A second run with the same module changes nothing. Plain checkpoints load; a run that trained
     plain weights with optimizer state cannot be resumed under the constraint. A checkpoint that does not fit changes
-    nothing in the module.
+    nothing in the module, except under ModelParallelStrategy, which loads before anybody is asked.
 
     A module that overrides ``setup`` or ``configure_model`` is constrained after both, so that they may draw weights.
     Under weight averaging and under ModelParallelStrategy, which copy or shard the module earlier, it is constrained
@@ -45,6 +50,9 @@ class ConstraintCallback(Callback):
             fit, is in another basis or holds the optimizer state of plain weights; at train start, for a weight that
             came too late to be constrained, that no optimizer trains or whose optimizer stepped while it was plain.
 
+    Warns:
+        UserWarning: ``kind`` is none, but a checkpoint brings constraints that its module restores.
+
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[ConstraintCallback(exclude=["head.*"])], logger=False)
@@ -56,22 +64,18 @@ class ConstraintCallback(Callback):
         self.exclude = list(exclude)
         self._new: list[str] = []  # the weights that this run has constrained
 
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(kind=self.kind, include=self.include, exclude=self.exclude)
-
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._new = []
         override_method(pl_module, "load_state_dict", partial(load_all_or_nothing, pl_module))
         override_method(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
+        override_method(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
         if self.kind == "none":
             return
         check_averaging(trainer, pl_module, self)
         if is_complete(trainer, pl_module):
             self._constrain(pl_module)
-        else:
+        elif waits_for_configure_model(trainer, pl_module):
             override_method(pl_module, "configure_model", partial(self._configure_and_constrain, pl_module))
 
     @override
@@ -91,8 +95,8 @@ class ConstraintCallback(Callback):
         late = [name for name, ref in selected.items() if kind_of(ref) == "none"]
         if late:
             raise ValueError(
-                f"{listed(late)} came after the module was constrained, which happens early under weight averaging and "
-                "sharding; build these layers in __init__(), or name them in exclude."
+                f"{listed(late)} came after the module was constrained; build these layers in setup() or "
+                "configure_model(), under weight averaging and sharding in __init__(), or name them in exclude."
             )
         check_optimizers(trainer.optimizers, pl_module, self._new)
 
@@ -105,7 +109,12 @@ class ConstraintCallback(Callback):
     ) -> None:
         # In place of the module's own hook, since that of callbacks comes after the weights are loaded.
         check_basis(checkpoint)
-        new = [name for name in constrained_weights(pl_module) if name not in saved_constraints(checkpoint)]
+        saved, tensors = saved_constraints(checkpoint), checkpoint.get("state_dict", {})  # sharded ones have none
+        new = [
+            name
+            for name in constrained_weights(pl_module)
+            if name not in saved and f"{parametrization_key(name)}.original" not in tensors
+        ]
         trained = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
         if new and trained and trainer.state.fn == TrainerFn.FITTING:
             raise ValueError(
@@ -134,5 +143,11 @@ class ConstraintCallback(Callback):
 
 
 def _restore_methods(pl_module: LightningModule) -> None:
-    for name in ("load_state_dict", "on_load_checkpoint", "configure_model"):
+    for name in ("load_state_dict", "on_load_checkpoint", "on_save_checkpoint", "configure_model"):
         restore_method(pl_module, name)
+
+
+def _save_with_constraints(pl_module: LightningModule, save: Callable[..., None], checkpoint: dict[str, Any]) -> None:
+    # Lightning asks callbacks only for checkpoints with optimizer state.
+    save(checkpoint)
+    save_constraints(pl_module, checkpoint)

@@ -14,13 +14,17 @@ from lcw_lightning.constraints import kind_of
 from lcw_lightning.layers import named_weights
 from lcw_lightning.patterns import listed
 
-__all__ = ["check_averaging", "check_optimizers", "is_complete"]
+__all__ = ["check_averaging", "check_optimizers", "is_complete", "waits_for_configure_model"]
 
 _AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 def check_averaging(trainer: Trainer, pl_module: LightningModule, callback: Callback) -> None:
-    """Raise for a weight averaging that copies the module before it can be constrained."""
+    """Look who copies the module.
+
+    Raises:
+        ValueError: A weight averaging copies it before it can be constrained.
+    """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     for early in callbacks[: callbacks.index(callback)]:
         if isinstance(early, _AVERAGING):
@@ -40,7 +44,11 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule, callback: Call
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule, new: Sequence[str]) -> None:
-    """Raise for a constrained weight that no optimizer trains, or whose optimizer has stepped while it was plain."""
+    """Look who trains the constrained weights, the ``new`` ones among them constrained in this run.
+
+    Raises:
+        ValueError: No optimizer trains one of them, or its optimizer has stepped while it was plain.
+    """
     states = {p: o.state.get(p, {}) for o in optimizers for group in o.param_groups for p in group["params"]}
     weights = {name: ref for name, ref in named_weights(pl_module).items() if kind_of(ref) != "none"}
     trained = {name: [p for p in ref.parameters if p.requires_grad] for name, ref in weights.items()}
@@ -71,3 +79,9 @@ def is_complete(trainer: Trainer, pl_module: LightningModule) -> bool:
     averaged = any(isinstance(callback, _AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     return (averaged or sharded) and bool(named_weights(pl_module))
+
+
+def waits_for_configure_model(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Return whether a module that is not complete may be constrained after ``configure_model``."""
+    # ModelParallelStrategy asks for one of the module's own, and is right to say so itself.
+    return is_overridden("configure_model", pl_module) or not isinstance(trainer.strategy, ModelParallelStrategy)

@@ -19,8 +19,9 @@ class MinibatchInitCallback(Callback):
     """Rescale each layer on its first training input, so that preactivations have ``target_std`` (Section 4.3).
 
     Happens once, during the first training batch of a fresh run, never on resume, in a second fit of the same module,
-    nor for an :class:`~lcw_lightning.ImageClassifier` that was loaded from a checkpoint; another module with loaded
-    weights looks fresh, so leave this callback off there. There is no extra batch and no extra pass through the
+    nor for a module that :func:`~lcw_lightning.load_from_checkpoint` made, nor for an
+    :class:`~lcw_lightning.ImageClassifier` that was loaded in any way; another module with loaded weights looks fresh,
+    so leave this callback off there. There is no extra batch and no extra pass through the
     network. Biases start at zero. Frozen weights are left alone. Under DDP every rank uses the statistics of the union
     of their batches. A compiled network runs that one batch eagerly.
 
