@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, constrain, fold, load_from_checkpoint
 from lcw_lightning.checkpoints import read_checkpoint
 from lcw_lightning.constraints import constrained_weights
-from lcw_lightning.records import restore_constraints, save_constraints
 
 ALL = ["conv.weight", "up.weight", "head.weight"]
 
@@ -320,37 +319,3 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 def test_a_sharded_checkpoint_says_how_to_make_one_file_of_it(tmp_path):
     with pytest.raises(ValueError, match=r"is a folder: a sharded checkpoint.*save_distributed_checkpoint=False"):
         load_from_checkpoint(Project, tmp_path)
-
-
-def test_a_checkpoints_constraints_are_restored_before_its_weights():
-    source, target, checkpoint = Project(), Project(), {}
-    constrain(source, exclude=["head.*"])
-    save_constraints(source, checkpoint)
-    restore_constraints(target, checkpoint)
-    target.load_state_dict(source.state_dict())
-    assert constrained_weights(target) == constrained_weights(source)
-    assert torch.equal(target.conv.weight, source.conv.weight)
-
-
-def test_a_plain_checkpoint_restores_nothing():
-    network = Project()
-    restore_constraints(network, {"state_dict": {}})
-    assert constrained_weights(network) == {}
-
-
-@pytest.mark.parametrize(
-    ("version", "name", "kind", "message"),
-    [
-        pytest.param(2, "head.weight", "lcw", "basis version 2, but this lcw_lightning reads version 1", id="basis"),
-        pytest.param(1, "tail.weight", "lcw", r"constrains 'tail\.weight', which Project does not have", id="model"),
-        pytest.param(1, "head.weight", "cubic", r"'head\.weight' has the kind 'cubic'", id="kind"),
-    ],
-)
-def test_constraints_that_cannot_be_restored_are_refused_before_anything_changes(version, name, kind, message):
-    layout = {"kind": kind, "weight_shape": [4, 6], "transposed_groups": 0}
-    first = {"kind": "lcw", "weight_shape": [8, 3, 3, 3], "transposed_groups": 0}
-    checkpoint = {"lcw_lightning": {"basis_version": version, "constraints": {"conv.weight": first, name: layout}}}
-    network = Project()
-    with pytest.raises(ValueError, match=message):
-        restore_constraints(network, checkpoint)
-    assert constrained_weights(network) == {}

@@ -65,25 +65,29 @@ class Payload:
         return Path.touch, (Path("payload_ran"),)
 
 
+NO_CHECKPOINT = "'bad.ckpt' is no checkpoint of Lightning that can be read: it is truncated"
 FILES = {
-    "empty": lambda path, whole: path.write_bytes(b""),
-    "half": lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
-    "text": lambda path, whole: path.write_text("hello"),
-    "few-bytes": lambda path, whole: path.write_bytes(b"\x80\x02"),
-    "state-dict": lambda path, whole: torch.save(torch.nn.Linear(2, 2).state_dict(), path),
-    "tensor": lambda path, whole: torch.save(torch.zeros(3), path),
-    "payload": lambda path, whole: torch.save({"state_dict": Payload()}, path),
+    "empty": (lambda path, whole: path.write_bytes(b""), NO_CHECKPOINT),
+    "half": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), NO_CHECKPOINT),
+    "text": (lambda path, whole: path.write_text("hello"), NO_CHECKPOINT),
+    "few-bytes": (lambda path, whole: path.write_bytes(b"\x80\x02"), NO_CHECKPOINT),
+    "state-dict": (lambda path, whole: torch.save(torch.nn.Linear(2, 2).state_dict(), path), NO_CHECKPOINT),
+    "tensor": (lambda path, whole: torch.save(torch.zeros(3), path), NO_CHECKPOINT),
+    "payload": (
+        lambda path, whole: torch.save({"state_dict": Payload()}, path),
+        "more than tensors and plain values and may run code, so it was not loaded",
+    ),
 }
 
 
-@pytest.mark.parametrize("write", FILES.values(), ids=FILES)
-def test_a_file_that_is_no_whole_and_safe_checkpoint_is_refused_and_kept(write, failure, small_checkpoint):
+@pytest.mark.parametrize(("write", "says"), FILES.values(), ids=FILES)
+def test_a_file_that_is_no_whole_and_safe_checkpoint_is_refused_and_kept(write, says, failure, small_checkpoint):
     whole = Path(small_checkpoint).read_bytes()
     write(Path("bad.ckpt"), whole)
     before = Path("bad.ckpt").read_bytes()
     code, message = failure("fit", "--ckpt_path", "bad.ckpt")
     assert code == 1
-    assert "'bad.ckpt' is no checkpoint of Lightning" in message or "'bad.ckpt' holds " in message
+    assert says in message
     assert Path("bad.ckpt").read_bytes() == before
     assert Path(small_checkpoint).read_bytes() == whole
     assert not Path("payload_ran").exists()

@@ -102,7 +102,7 @@ class ConstraintCallback(Callback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        save_constraints(pl_module, checkpoint)
+        save_constraints(pl_module, checkpoint)  # after a run, when the module's own hook is its own again
 
     def _check_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, load: Callable[..., None], checkpoint: dict[str, Any]

@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor
+from lcw_lightning.layers import named_weights
 
 # What Lightning says about the project itself: its DataLoader has no workers, fit gets no validation data, and a
 # checkpoint is loaded without the ModelCheckpoint that wrote it.
@@ -114,3 +118,25 @@ def make_trainer(tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def residual():
+    """Return a function of a module: the largest sum of a unit's weights, over their norm, of all weights."""
+
+    def largest(module):
+        units = [ref.units.detach().double() for ref in named_weights(module).values()]
+        return max((rows.sum(1).abs() / rows.norm(dim=1)).max().item() for rows in units)
+
+    return largest
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """Return a function that makes the three callbacks anew, and a logger for the monitor."""
+    return lambda: [ConstraintCallback(), MinibatchInitCallback(), ShiftMonitor(every_n_steps=2)]
+
+
+@pytest.fixture
+def logged(tmp_path):
+    return {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
