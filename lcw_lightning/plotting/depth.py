@@ -1,0 +1,126 @@
+"""A statistic of all layers against depth."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from lcw_lightning.plotting.panels import COLORS, TICK_SIZE, panel_grid, set_style, shortened, show_exponent
+
+__all__ = ["plot_against_depth"]
+
+READS = {
+    "shift_ratio": "0 = no activation shift",
+    "shift_angle_degrees": "degrees off orthogonal",
+    "input_mean": "mean of a",
+    "input_mean_spread": "std of E[a] over features",
+    "preactivation_std": "std of z",
+    "gradient_std": "std of dL/dz",
+    "amplification_forward": "V(z) / V(a)",
+    "amplification_backward": "V(dL/da) / V(dL/dz)",
+    "sparsity": "fraction of zeros in a",
+    "dead_units": "fraction of all inputs",
+    "constraint_residual": "max |sum(w)| / |w|",
+}
+FRACTIONS = ("sparsity", "dead_units")
+ALWAYS_LINEAR = (*FRACTIONS, "shift_angle_degrees", "input_mean")
+MAX_NAMES = 10  # more layers are numbered
+MAX_NAME_LENGTH = 16
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def plot_against_depth(statistic: str, lines: Mapping[str, Sequence[float]], layers: Sequence[str]) -> Figure:
+    """Draw one statistic of all layers against their number, a line a label.
+
+    The scale is logarithmic for positive numbers that span more than a decade, unless they are fractions, angles or
+    means. NaN leaves a gap; infinity, and zero on a logarithmic scale, become triangles at the edge.
+
+    Args:
+        statistic: Its name, such as ``shift_ratio``.
+        lines: Numbers of all layers from input to output, by label; ``""`` labels a line that is alone.
+        layers: Their names.
+
+    Raises:
+        ValueError: A line has more or fewer numbers than there are layers.
+
+    Example:
+        >>> lines = {"plain": [3.1, 22.0, 80.5], "LCW": [0.4, 0.1, 0.1]}
+        >>> figure = plot_against_depth("shift_ratio", lines, ["first", "second", "output"])
+        >>> figure.axes[0].get_yscale()
+        'log'
+    """
+    values = {label: np.array(line, dtype=float) for label, line in lines.items()}
+    for label, line in values.items():
+        if len(line) != len(layers):
+            raise ValueError(f"{statistic} needs {len(layers)} numbers, one a layer; line {label!r} has {len(line)}.")
+    names = _short_names(layers) if len(layers) <= MAX_NAMES else []
+    bottom = 0.25 + 0.04 * max(map(len, names)) if names else 0.55
+    figure, ((axes,),) = panel_grid(1, 1, width=2.6, height=2.35 - bottom, bottom=bottom)
+    set_style(axes, statistic.replace("_", " "), "" if names else "layer", READS.get(statistic, ""))
+    _number_layers(axes, len(layers), names)
+    _set_scale(axes, statistic, np.concatenate(list(values.values())))
+    for (label, line), color in zip(values.items(), cycle(COLORS), strict=False):
+        _draw_line(axes, line, color, label)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=TICK_SIZE, frameon=False)
+    return figure
+
+
+def _short_names(layers: Sequence[str]) -> list[str]:
+    paths = [layer.split(".") for layer in layers]
+    shared = 0
+    while all(len(path) > shared + 1 for path in paths) and len({path[shared] for path in paths}) == 1:
+        shared += 1
+    return [shortened(".".join(path[shared:]), MAX_NAME_LENGTH) for path in paths]
+
+
+def _number_layers(axes: Axes, count: int, names: Sequence[str]) -> None:
+    axes.set_xlim(0.5, count + 0.5)
+    if names:
+        axes.set_xticks(range(1, count + 1), names, rotation=30, rotation_mode="anchor", horizontalalignment="right")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
+
+
+def _set_scale(axes: Axes, statistic: str, values: NDArray[np.float64]) -> None:
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
+    spans_decades = len(positive) > 0 and positive.max() > 10 * positive.min()
+    if spans_decades and finite.min() >= 0 and statistic not in ALWAYS_LINEAR:
+        # Whole decades, so that at least two ticks carry a number.
+        lowest, highest = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+        axes.set(yscale="log", ylim=(0.7 * 10**lowest, 1.4 * 10**highest))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(_power_of_ten)
+        return
+    lowest, highest = min(0.0, finite.min(initial=0.0)), max(0.0, finite.max(initial=0.0))
+    if statistic in FRACTIONS or lowest == highest:
+        highest = 1.0
+    margin = 0.05 * (highest - lowest)
+    axes.set_ylim(lowest - margin, highest + margin)
+    show_exponent(axes)
+
+
+def _power_of_ten(value: float, _: float) -> str:
+    # matplotlib's own formatter parses TeX, which takes longer than all else.
+    return f"10{str(round(np.log10(value))).translate(SUPERSCRIPTS)}"
+
+
+def _draw_line(axes: Axes, line: NDArray[np.float64], color: str, label: str) -> None:
+    numbers = np.arange(1, len(line) + 1)
+    zero = (line == 0) & (axes.get_yscale() == "log")
+    drawn = np.isfinite(line) & ~zero
+    axes.plot(numbers, np.where(drawn, line, np.nan), ".-", color=color, linewidth=1.5, markersize=6, label=label)
+    for where, marker, height, name in (
+        (np.isposinf(line), "^", 1.0, "infinite"),
+        (np.isneginf(line), "v", 0.0, "-infinite"),
+        (zero, "v", 0.0, "zero"),
+    ):
+        if where.any():
+            heights = np.full(where.sum(), height)
+            (marks,) = axes.plot(numbers[where], heights, marker, color=color, label=f"{label} {name}".strip())
+            marks.set(transform=axes.get_xaxis_transform(), clip_on=False)
