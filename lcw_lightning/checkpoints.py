@@ -13,9 +13,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lcw_lightning.initialization import mark_initialized
+from lcw_lightning.kinds import PARAMETRIZATIONS
+from lcw_lightning.layers import named_weights
 from lcw_lightning.loading import describe_misfit
-from lcw_lightning.parametrizations import ZeroSum
 from lcw_lightning.records import check_basis, parametrization_key, restore_constraints, saved_constraints
+from lcw_lightning.registration import right_inverse
 
 __all__ = ["load_from_checkpoint", "read_checkpoint"]
 
@@ -84,7 +86,7 @@ def load_from_checkpoint(
             "module is made."
         ) from error
     restore_constraints(module, checkpoint)
-    _restore_coordinates(module, checkpoint, plain)
+    _restore_exactly(module, checkpoint, plain)
     mark_initialized(module)
     return module
 
@@ -130,30 +132,38 @@ def read_checkpoint(
     return checkpoint
 
 
+@torch.no_grad()
 def _plain_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state dict with each constrained weight in place of its coordinates, as far as they were saved."""
+    """Return the state dict with each constrained weight in place of what was trained, as far as that was saved."""
     plain: dict[str, Tensor] = copy.copy(checkpoint["state_dict"])  # with the versions of modules beside it
     for name, saved in saved_constraints(checkpoint).items():
-        zero_sum = ZeroSum(tuple(saved["weight_shape"]), saved["transposed_groups"])
-        coordinates = plain.pop(f"{parametrization_key(name)}.original", None)
-        if coordinates is None:
+        key, shape = f"{parametrization_key(name)}.", saved["weight_shape"]
+        held = {held.removeprefix(key): plain.pop(held) for held in list(plain) if held.startswith(key)}
+        if not held:
             continue  # modules may leave frozen weights out
-        if coordinates.shape != zero_sum.original_shape:
-            shape = saved["weight_shape"]
+        weight = torch.empty(shape, device="meta")
+        constraint = PARAMETRIZATIONS[saved["kind"]](weight, saved["transposed_groups"]).eval()
+        originals, buffers = right_inverse(constraint, weight), dict(constraint.named_buffers())
+        wanted = {**originals, **{f"0.{buffer}": value for buffer, value in buffers.items()}}
+        if {part: value.shape for part, value in held.items()} != {part: value.shape for part, value in wanted.items()}:
             raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} make no weight of shape {shape}.")
-        plain[name] = zero_sum(coordinates)
+        constraint.load_state_dict({buffer: held[f"0.{buffer}"] for buffer in buffers}, assign=True)
+        plain[name] = constraint(*(held[original] for original in originals))
     return plain
 
 
 @torch.no_grad()
-def _restore_coordinates(model: nn.Module, checkpoint: Mapping[str, Any], plain: Mapping[str, Tensor]) -> None:
-    """Undo the rounding of coordinates that went through the plain weight."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, saved in saved_constraints(checkpoint).items():
-        if name in plain:
-            key = f"{parametrization_key(name)}.original"
-            zero_sum = ZeroSum(tuple(saved["weight_shape"]), saved["transposed_groups"])
-            rounded = zero_sum.right_inverse(plain[name].to(parameters[key]))
-            # Otherwise the module's own on_load_checkpoint has changed the weight.
-            if torch.allclose(parameters[key], rounded, rtol=0, atol=0, equal_nan=True):
-                parameters[key].copy_(checkpoint["state_dict"][key])
+def _restore_exactly(model: nn.Module, checkpoint: Mapping[str, Any], plain: Mapping[str, Tensor]) -> None:
+    """Undo the rounding of what was trained, which went through the plain weight."""
+    weights = named_weights(model, remove_duplicate=False)
+    for name in saved_constraints(checkpoint):
+        if name not in plain:
+            continue
+        held: Any = weights[name].layer.parametrizations[weights[name].name]  # type: ignore[index]
+        originals = dict(held.named_parameters(recurse=False))
+        like = next(iter(originals.values()))
+        rounded = right_inverse(held[0], plain[name].to(like))
+        # Otherwise the module's own on_load_checkpoint has changed the weight.
+        if all(torch.allclose(originals[key], rounded[key], rtol=0, atol=0, equal_nan=True) for key in originals):
+            for key, value in {**originals, **dict(held.named_buffers())}.items():
+                value.copy_(checkpoint["state_dict"][f"{parametrization_key(name)}.{key}"])

@@ -2,37 +2,27 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lcw_lightning.kinds import PARAMETRIZATIONS, Kind, kind_of
 from lcw_lightning.layers import WeightRef, named_weights
-from lcw_lightning.parametrizations import (
-    ZeroSum,
-    constrainable_parameter,
-    linearly_constrained,
-    stop_accepting_plain_weights,
-)
 from lcw_lightning.patterns import listed, select_weights
+from lcw_lightning.registration import constrainable_parameter, register_constraint, stop_accepting_plain_weights
 
 __all__ = [
-    "VERBS",
     "Kind",
-    "check_constrainable",
     "constrain",
+    "constrain_weights",
     "constrained_weights",
     "fold",
-    "kind_of",
     "remove_constraints_",
+    "with_only_zero",
 ]
-
-Kind = Literal["none", "lcw"]
-
-VERBS: dict[str, Callable[[nn.Module, str], nn.Module]] = {"lcw": linearly_constrained}
-_PARAMETRIZATIONS: dict[str, type[nn.Module]] = {"lcw": ZeroSum}
 
 
 def constrain(
@@ -43,7 +33,10 @@ def constrain(
     Args:
         model: Any module. The weights of Linear, Bilinear, convolutions (grouped and transposed too), recurrent layers
             and MultiheadAttention are constrained; embeddings and norms are left alone.
-        kind: ``lcw`` (see :func:`~lcw_lightning.linearly_constrained`), or ``none`` for nothing.
+        kind: ``lcw`` (see :func:`~lcw_lightning.linearly_constrained`), ``cwn`` (centered weight normalization, see
+            :func:`~lcw_lightning.centered_weight_norm`), ``wn`` and ``sn`` (torch's own
+            :func:`~torch.nn.utils.parametrizations.weight_norm` by units, and
+            :func:`~torch.nn.utils.parametrizations.spectral_norm` of the matrix of units), or ``none`` for nothing.
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names, of weights to leave alone.
 
@@ -55,7 +48,7 @@ def constrain(
             another parametrization. The model is then as it was.
 
     Warns:
-        UserWarning: Weights of fan_in 1, for which zero is the only zero-sum value, were skipped.
+        UserWarning: Weights of fan_in 1, for which zero is the only zero-sum value, were skipped (``lcw`` and ``cwn``).
 
     Example:
         >>> network = nn.Sequential(nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))
@@ -67,23 +60,29 @@ def constrain(
     if kind == "none":
         return []
     selected = select_weights(model, include, exclude)
-    unconstrainable = [name for name, ref in selected.items() if ref.fan_in == 1]
-    if unconstrainable:
+    if unconstrainable := with_only_zero(selected, kind):
         warnings.warn(f"left unconstrained, because fan_in is 1: {listed(unconstrainable)}.", stacklevel=2)
     wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
     new = {name: ref for name, ref in wanted.items() if kind_of(ref) != kind}
-    check_constrainable(model, new)
-    for ref in new.values():
-        VERBS[kind](ref.layer, ref.name)
+    constrain_weights(model, new, dict.fromkeys(new, kind))
     return list(wanted)
+
+
+@torch.no_grad()
+def with_only_zero(weights: Mapping[str, WeightRef], kind: Kind) -> list[str]:
+    """Return the names of weights of fan_in 1 if the kind makes units sum to zero: zero is the only value they have."""
+    sums_to_zero = PARAMETRIZATIONS[kind].smallest_fan_in == 2
+    return [name for name, ref in weights.items() if sums_to_zero and ref.fan_in == 1]
 
 
 def constrained_weights(model: nn.Module) -> dict[str, Kind]:
     """Return the kind of constraint of every constrained weight, by name.
 
     Example:
-        >>> constrained_weights(linearly_constrained(nn.Linear(4, 2)))
-        {'weight': 'lcw'}
+        >>> network = nn.Sequential(nn.Linear(4, 2))
+        >>> names = constrain(network, "cwn")
+        >>> constrained_weights(network)
+        {'0.weight': 'cwn'}
     """
     return {name: kind for name, ref in named_weights(model).items() if (kind := kind_of(ref)) != "none"}
 
@@ -95,9 +94,10 @@ def fold(model: nn.Module) -> nn.Module:
     The copy has plain types and plain state dict keys and computes the same outputs; the original is left untouched.
 
     Example:
-        >>> plain = fold(linearly_constrained(nn.Linear(4, 2)))
-        >>> sorted(plain.state_dict())
-        ['bias', 'weight']
+        >>> network = nn.Sequential(nn.Linear(4, 2))
+        >>> names = constrain(network)
+        >>> sorted(fold(network).state_dict())
+        ['0.bias', '0.weight']
     """
     folded = copy.deepcopy(model)
     for module in list(folded.modules()):
@@ -116,30 +116,27 @@ def remove_constraints_(model: nn.Module) -> None:
         if kind_of(ref) != "none":
             parametrize.remove_parametrizations(ref.layer, ref.name)
             stop_accepting_plain_weights(ref.layer)
+            if ref.name in ref.layer._buffers:  # so torch leaves a frozen weight that was two tensors
+                frozen = nn.Parameter(ref.layer._buffers.pop(ref.name), requires_grad=False)  # type: ignore[arg-type]
+                ref.layer.register_parameter(ref.name, frozen)
 
 
-def kind_of(ref: WeightRef) -> Kind:
-    """Return the kind of constraint that a weight is under, ``none`` if it has none of these."""
-    if not parametrize.is_parametrized(ref.layer, ref.name):
-        return "none"
-    first = ref.layer.parametrizations[ref.name][0]  # type: ignore[index]
-    kinds: list[Kind] = [kind for kind in get_args(Kind) if isinstance(first, _PARAMETRIZATIONS.get(kind, ()))]
-    return kinds[0] if kinds else "none"
-
-
-def check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> None:
-    """Look before anything is changed.
+@torch.no_grad()
+def constrain_weights(model: nn.Module, weights: Mapping[str, WeightRef], kinds: Mapping[str, str]) -> None:
+    """Constrain these weights of ``model``, each by its kind, once it is known that all can be.
 
     Raises:
-        ValueError: A weight that cannot be constrained, or that several layers share.
+        ValueError: A weight that cannot be constrained, or that several layers share. The model is then as it was.
     """
     owners: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             owners.setdefault(id(parameter), []).append(f"{prefix}.{name}" if prefix else name)
     for name, ref in weights.items():
+        kind = PARAMETRIZATIONS[kinds[name]]
         try:
-            parameter = constrainable_parameter(ref.layer, ref.name)
+            parameter = constrainable_parameter(ref.layer, ref.name, kind)
+            kind(parameter, ref.transposed_groups)
         except ValueError as error:
             raise ValueError(f"cannot constrain {name!r}: {error}") from error
         if len(tied := owners[id(parameter)]) > 1:
@@ -147,6 +144,9 @@ def check_constrainable(model: nn.Module, weights: Mapping[str, WeightRef]) -> N
             raise ValueError(
                 f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; leave {to_exclude} out."
             )
+    for name, ref in weights.items():
+        if kind_of(ref) == "none":  # still, as a module may stand in several places
+            register_constraint(ref.layer, ref.name, PARAMETRIZATIONS[kinds[name]])
 
 
 def _fold_layer_(module: nn.Module) -> None:

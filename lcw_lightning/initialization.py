@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lcw_lightning.layers import WeightRef, named_weights, split_channels
+from lcw_lightning.layers import named_weights
 from lcw_lightning.recording import eager_mode
+from lcw_lightning.rescaling import check_varies, has_gains, is_scalable, preactivation_moments, scale_weight_
 
 __all__ = ["Granularity", "is_initialized", "mark_initialized", "minibatch_init_", "rescale_on_first_forward"]
 
@@ -30,6 +31,13 @@ def rescale_on_first_forward(
     units and samples (and positions) around one mean, activation shift included; ``unit`` gives each unit its own std
     around its own mean.
 
+    Weights under ``wn`` and ``cwn`` have a gain for each unit. These are set as Salimans & Kingma do, whatever the
+    granularity: :math:`g_i \leftarrow g_i / \sigma_i` and :math:`b_i = -\mu_i / \sigma_i` (times ``target_std``), so
+    that every unit has mean zero too, if its layer has a bias. The directions get the same length,
+    :math:`\|v_i\| = g_i`, as in torch's weight_norm of the rescaled weight: so a learning rate means for them what it
+    means for other kinds. Weights under ``sn`` have a norm of 1 for good: they are left alone, and so are their
+    layers' biases.
+
     Only weights that require a gradient are touched. Under an initialized :mod:`torch.distributed` default group every
     rank must take part, and the statistics are those of the union of their minibatches. Compiled networks run eagerly.
 
@@ -37,7 +45,7 @@ def rescale_on_first_forward(
         model: Any module; its Linear layers and convolutions are armed. Recurrent layers, attention and Bilinear keep
             their weights, since hooks do not see their preactivations.
         target_std: Standard deviation that preactivations get, in units of the preactivation.
-        granularity: ``layer`` or ``unit``.
+        granularity: ``layer`` or ``unit``; says nothing to weights with trained gains.
 
     Yields:
         The names of the weights still armed: empty once every layer was reached.
@@ -72,7 +80,7 @@ def minibatch_init_(
         model: Any module; draw its weights first. Constrained weights stay constrained.
         inputs: What the model's forward takes.
         target_std: Standard deviation that preactivations get.
-        granularity: ``layer``: one factor a layer. ``unit``: one a unit.
+        granularity: ``layer``: one factor a layer. ``unit``: one a unit, as ``wn`` and ``cwn`` always have.
 
     Returns:
         The model itself.
@@ -116,7 +124,7 @@ class _Rescaling:
         self.waiting = {
             name: ref
             for name, ref in named_weights(model).items()
-            if ref.is_observable and any(parameter.requires_grad for parameter in ref.parameters)
+            if ref.is_observable and is_scalable(ref) and any(parameter.requires_grad for parameter in ref.parameters)
         }
         for name, ref in self.waiting.items():
             if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
@@ -140,9 +148,14 @@ class _Rescaling:
         if not self.rescaled.isdisjoint(parameters):
             return  # tied to a layer that came before
         self.rescaled |= parameters
-        std = _preactivation_std(layer.forward(*args, **kwargs), ref.channel_dim, self.granularity)
-        _check_std(std, name)
-        _scale_(ref, name, self.target_std / std)
+        by_unit = self.granularity == "unit" or has_gains(ref)
+        moments = preactivation_moments(layer.forward(*args, **kwargs), ref.channel_dim, by_unit)
+        check_varies(moments, name)
+        factor = self.target_std / moments.std
+        scale_weight_(ref, name, factor)
+        if has_gains(ref) and name in self.biases:
+            self.biases[name].copy_(-factor * moments.mean)
+        torch.clear_autocast_cache()  # it may hold the old weight and bias, which the layer has just used
 
 
 def _check_settings(target_std: float, granularity: Granularity) -> None:
@@ -150,50 +163,3 @@ def _check_settings(target_std: float, granularity: Granularity) -> None:
         raise ValueError(f"minibatch initialization needs target_std > 0, got {target_std}.")
     if granularity not in get_args(Granularity):
         raise ValueError(f"granularity is one of {get_args(Granularity)}, got {granularity!r}.")
-
-
-def _check_std(std: Tensor, name: str) -> None:
-    if not std.isfinite().all():
-        raise ValueError(
-            f"minibatch initialization needs finite preactivations, but those of {name!r} are NaN or infinite on the "
-            "first minibatch; look for NaN or infinite values in the data and in the weights."
-        )
-    if not std.all():
-        raise ValueError(
-            f"minibatch initialization needs preactivations that vary, but {int((std == 0).sum())} of {len(std)} "
-            f"standard deviations of {name!r} are zero on the first minibatch; look for constant inputs, dead units "
-            "before the layer and weights that are zero."
-        )
-
-
-def _scale_(ref: WeightRef, name: str, factor: Tensor) -> None:
-    weight = ref.value
-    scaled = weight * ref.expand_to_weight(factor.to(weight.dtype))
-    try:
-        ref.assign_(scaled)
-        held = (ref.value - scaled).norm() <= 0.02 * scaled.norm()
-    except ValueError:
-        held = False
-    if not held:
-        raise ValueError(
-            f"minibatch initialization rescales weights, which the parametrization of {name!r} does not let it do; "
-            "initialize without it."
-        )
-    torch.clear_autocast_cache()  # it may hold the old weight, which the layer has just used
-
-
-def _preactivation_std(z: Tensor, channel_dim: int, granularity: Granularity) -> Tensor:
-    """Return std over the union of all ranks' samples, shape ``(1,)`` or ``(units,)``, in float64."""
-    z, others = split_channels(z, channel_dim)
-    total = z.sum(others, dtype=torch.float64)
-    squares = torch.linalg.vector_norm(z, dim=others, dtype=torch.float64).square()
-    sums = torch.stack((torch.full_like(total, z.numel() // len(total)), total, squares))
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(sums)
-    if granularity == "layer":
-        sums = sums.sum(dim=1, keepdim=True)
-    count, total, squares = sums
-    variance: Tensor = squares / count - (total / count).square()
-    # What lies below the resolution of z is rounding, not variation.
-    is_rounding = variance <= torch.finfo(z.dtype).eps ** 2 * squares / count
-    return variance.masked_fill(is_rounding, 0.0).sqrt()

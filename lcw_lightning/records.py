@@ -5,11 +5,20 @@ from typing import Any, cast
 
 from torch import nn
 
-from lcw_lightning.constraints import VERBS, check_constrainable, kind_of
+from lcw_lightning.constraints import constrain_weights
+from lcw_lightning.kinds import PARAMETRIZATIONS, constraint_of, kind_of
 from lcw_lightning.layers import named_weights
+from lcw_lightning.patterns import listed
 from lcw_lightning.theory.zero_sum import BASIS_VERSION
 
-__all__ = ["check_basis", "parametrization_key", "restore_constraints", "save_constraints", "saved_constraints"]
+__all__ = [
+    "check_basis",
+    "check_kinds",
+    "parametrization_key",
+    "restore_constraints",
+    "save_constraints",
+    "saved_constraints",
+]
 
 _KEY = "lcw_lightning"
 
@@ -17,9 +26,13 @@ _KEY = "lcw_lightning"
 def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
     """Write into the checkpoint which weights are constrained, in plain values that ``weights_only=True`` loads."""
     constraints = {
-        name: {"kind": kind, "weight_shape": list(ref.value.shape), "transposed_groups": ref.transposed_groups}
+        name: {
+            "kind": kind_of(ref),
+            "weight_shape": list(constraint.weight_shape),
+            "transposed_groups": constraint.transposed_groups,
+        }
         for name, ref in named_weights(model, remove_duplicate=False).items()
-        if (kind := kind_of(ref)) != "none"
+        if (constraint := constraint_of(ref))
     }
     checkpoint[_KEY] = {"basis_version": BASIS_VERSION, "constraints": constraints}
 
@@ -28,7 +41,8 @@ def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]
     """Return kind and layout of every weight that was constrained when the checkpoint was saved, by name.
 
     Raises:
-        ValueError: The record is not of the form that :func:`save_constraints` writes.
+        ValueError: The record is not of the form that :func:`save_constraints` writes, or has a kind of constraint
+            that this version does not know.
     """
     record = checkpoint.get(_KEY, {})
     constraints: Any = record.get("constraints", {}) if isinstance(record, dict) else None
@@ -36,6 +50,11 @@ def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]
         raise ValueError(
             f"the checkpoint's record of constraints, {_KEY!r}, is broken; take another checkpoint of the run."
         )
+    for name, saved in constraints.items():
+        if saved["kind"] not in PARAMETRIZATIONS:
+            raise ValueError(
+                f"the checkpoint's {name!r} has the kind {saved['kind']!r}, which this lcw_lightning does not know."
+            )
     return cast("dict[str, dict[str, Any]]", constraints)
 
 
@@ -62,12 +81,29 @@ def check_basis(checkpoint: Mapping[str, Any]) -> None:
             )
 
 
+def check_kinds(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Look whether weights that ``model`` and the checkpoint both constrain are of the same kind in both.
+
+    Raises:
+        ValueError: One is not: what one kind trains means nothing to another.
+    """
+    saved, weights = saved_constraints(checkpoint), named_weights(model, remove_duplicate=False)
+    here = {name: kind_of(weights[name]) for name in saved if name in weights}
+    differing = [name for name, kind in here.items() if kind not in ("none", saved[name]["kind"])]
+    if differing:
+        kind, other = saved[differing[0]]["kind"], here[differing[0]]
+        raise ValueError(
+            f"the checkpoint's run constrained {listed(differing)} with kind={kind!r}, this one with {other!r}; take "
+            f"{kind!r}, or start from its plain weights: fold(load_from_checkpoint(...))."
+        )
+
+
 def _basis_versions(checkpoint: Mapping[str, Any]) -> Iterator[int]:
     """Yield the version in the record, and those that torch keeps beside the state dict."""
-    constraints = saved_constraints(checkpoint)
-    yield checkpoint.get(_KEY, {}).get("basis_version", BASIS_VERSION)
+    in_a_basis = [name for name, saved in saved_constraints(checkpoint).items() if saved["kind"] == "lcw"]
     modules = getattr(checkpoint.get("state_dict"), "_metadata", {})
-    for name in constraints:
+    for name in in_a_basis:
+        yield checkpoint[_KEY].get("basis_version", BASIS_VERSION)
         yield modules.get(f"{parametrization_key(name)}.0", {}).get("version", BASIS_VERSION)
 
 
@@ -87,10 +123,11 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
 
     Raises:
         ValueError: The checkpoint's record is broken or in another basis, or it constrains a weight that the model
-            does not have, has in another shape or cannot have constrained, or in a way that this version does not
-            know. The model is then as it was.
+            does not have, has in another shape, has under another kind of constraint or cannot have constrained, or
+            in a way that this version does not know. The model is then as it was.
     """
     check_basis(checkpoint)
+    check_kinds(model, checkpoint)
     weights = named_weights(model, remove_duplicate=False)
     constraints = saved_constraints(checkpoint)
     for name, saved in constraints.items():
@@ -99,17 +136,11 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
                 f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have: it was written by "
                 "another model, or setup() builds that layer later."
             )
-        if saved["kind"] not in VERBS:
-            raise ValueError(
-                f"the checkpoint's {name!r} has the kind {saved['kind']!r}, which this lcw_lightning does not know."
-            )
-        if (shape := list(weights[name].value.shape)) != saved["weight_shape"]:
+        shaped = constraint_of(weights[name])
+        if (shape := list(shaped.weight_shape if shaped else weights[name].value.shape)) != saved["weight_shape"]:
             raise ValueError(
                 f"the checkpoint does not fit {type(model).__name__}: its {name!r} has the shape "
                 f"{saved['weight_shape']}, that of the model {shape}."
             )
     new = {name: weights[name] for name in constraints if kind_of(weights[name]) == "none"}
-    check_constrainable(model, new)
-    for name, ref in new.items():
-        if kind_of(ref) == "none":  # still, as a module may stand in several places
-            VERBS[constraints[name]["kind"]](ref.layer, ref.name)
+    constrain_weights(model, new, {name: constraints[name]["kind"] for name in new})

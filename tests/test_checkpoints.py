@@ -61,17 +61,41 @@ def trained(folder, module, *callbacks):
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+kinds = pytest.mark.parametrize("kind", ["lcw", "cwn", "wn", "sn"])
 
 
+@kinds
 @pytest.mark.parametrize("make", [lambda: Project(width=4), LateProject], ids=["__init__", "configure_model"])
-def test_a_constrained_checkpoint_loads_into_a_module_that_never_heard_of_it(make, tmp_path):
-    module, path = trained(tmp_path, make(), ConstraintCallback(exclude=["head.*"]))
+def test_a_constrained_checkpoint_loads_into_a_module_that_never_heard_of_it(make, kind, tmp_path):
+    module, path = trained(tmp_path, make(), ConstraintCallback(kind, exclude=["head.*"]))
     loaded = load_from_checkpoint(type(module), path).eval()
     assert type(loaded) is type(module)
-    assert constrained_weights(loaded) == dict.fromkeys(ALL[:2], "lcw")
+    assert constrained_weights(loaded) == dict.fromkeys(ALL[:2], kind)
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in loaded.state_dict().items())
     assert torch.equal(loaded(IMAGES), module(IMAGES))
     assert torch.equal(fold(loaded)(IMAGES), module(IMAGES))
+
+
+class Constraining(Project):
+    """Constrains itself."""
+
+    def __init__(self, kind="cwn"):
+        super().__init__()
+        constrain(self, kind)
+
+
+@kinds
+def test_it_loads_into_a_module_that_constrains_itself_likewise(kind, tmp_path):
+    module, path = trained(tmp_path, Constraining(kind), ConstraintCallback(kind))
+    loaded = load_from_checkpoint(Constraining, path, kind=kind)
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_module_that_constrains_itself_otherwise_is_told_both_kinds(tmp_path):
+    _, path = trained(tmp_path, Project(), ConstraintCallback("wn"))
+    message = r"constrained 'conv\.weight', .* with kind='wn', this one with 'cwn'; take 'wn'"
+    with pytest.raises(ValueError, match=message):
+        load_from_checkpoint(Constraining, path)
 
 
 def test_without_it_the_same_checkpoint_does_not_load(tmp_path):
@@ -180,9 +204,10 @@ class Halving(Project):
         checkpoint["state_dict"]["head.weight"] /= 2
 
 
+@pytest.mark.parametrize("kind", ["lcw", "cwn", "wn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_weight_that_the_modules_hook_changes_stays_changed(dtype, tmp_path):
-    module, path = trained(tmp_path, Project(), ConstraintCallback())
+def test_a_weight_that_the_modules_hook_changes_stays_changed(dtype, kind, tmp_path):
+    module, path = trained(tmp_path, Project(), ConstraintCallback(kind))
     edited(path, lambda content: content.update(state_dict={k: v.to(dtype) for k, v in content["state_dict"].items()}))
     loaded = load_from_checkpoint(Halving, path)
     assert (loaded.head.weight.norm() / module.head.weight.norm()).item() == pytest.approx(0.5, rel=0.02)
@@ -193,6 +218,22 @@ def test_a_diverged_run_can_be_looked_at(tmp_path):
     key = "head.parametrizations.weight.original"
     edited(path, lambda content: content["state_dict"][key].fill_(torch.nan))
     assert load_from_checkpoint(Project, path).head.weight.isnan().all()
+
+
+@kinds
+@pytest.mark.parametrize("part", ["lost", "misshapen"])
+def test_a_checkpoint_that_lacks_a_part_of_a_weight_is_refused(part, kind, tmp_path):
+    _, path = trained(tmp_path, Project(), ConstraintCallback(kind))
+
+    def spoil(content):
+        keys = [key for key in content["state_dict"] if key.startswith("head.parametrizations.")]
+        if part == "misshapen" or len(keys) == 1:
+            content["state_dict"][keys[-1]] = torch.zeros(3, 3)
+        else:
+            del content["state_dict"][keys[-1]]
+
+    with pytest.raises(ValueError, match=r"its coordinates of 'head\.weight' make no weight of shape \[4, 6\]"):
+        load_from_checkpoint(Project, edited(path, spoil))
 
 
 def test_a_checkpoint_of_weights_alone_carries_the_record_too(tmp_path):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
-from lcw_lightning import constrain, fold, linearly_constrained
+from lcw_lightning import centered_weight_norm, constrain, fold, linearly_constrained
 
 
 def network(dtype=torch.float32):
@@ -19,10 +19,13 @@ def network(dtype=torch.float32):
     return nn.Sequential(*layers).to(dtype)
 
 
-def constrained(dtype=torch.float32):
+def constrained(dtype=torch.float32, kind="lcw"):
     model = network(dtype)
-    constrain(model)
+    constrain(model, kind)
     return model
+
+
+kinds = pytest.mark.parametrize("kind", ["lcw", "cwn"])
 
 
 def inputs(dtype=torch.float32):
@@ -49,8 +52,11 @@ class Body(nn.Module):
         return self.layers(images)
 
 
-def test_it_compiles_into_one_graph_with_the_same_values_and_gradients():
-    model, images = Body(constrained()), inputs()
+@pytest.mark.parametrize("kind", ["lcw", "cwn", "wn", "sn"])
+def test_it_compiles_into_one_graph_with_the_same_values_and_gradients(kind):
+    torch.compiler.reset()
+    model, images = Body(constrained(kind=kind)), inputs()
+    model.eval()  # spectral normalization changes its weight in training
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected = model(images)
     torch.testing.assert_close(compiled(images), expected)
@@ -61,8 +67,9 @@ def test_it_compiles_into_one_graph_with_the_same_values_and_gradients():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own jvp uses it
-def test_functional_calls_and_their_transforms_see_the_coordinates():
-    model, images = constrained().double(), inputs(torch.float64)
+@kinds
+def test_functional_calls_and_their_transforms_see_the_coordinates(kind):
+    model, images = constrained(kind=kind).double(), inputs(torch.float64)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(parameters, image):
@@ -79,8 +86,9 @@ def test_functional_calls_and_their_transforms_see_the_coordinates():
     torch.testing.assert_close(slope, sum((gradient[name] * tangents[name]).sum() for name in gradient))
 
 
-def test_activation_checkpointing_gives_the_same_gradients():
-    model, images = constrained(), inputs()
+@kinds
+def test_activation_checkpointing_gives_the_same_gradients(kind):
+    model, images = constrained(kind=kind), inputs()
     expected = gradients(model, model(images).square().sum())
     recomputed = gradients(model, checkpoint(model, images, use_reentrant=False).square().sum())
     assert all(torch.equal(one, other) for one, other in zip(expected, recomputed, strict=True))
@@ -98,8 +106,9 @@ def test_the_weight_is_computed_in_float32_at_least_and_rounded_once(dtype):
     torch.testing.assert_close(layer.weight.double(), precise.weight, rtol=unit, atol=4e-8)
 
 
-def test_under_autocast_the_weight_is_computed_in_full_precision():
-    layer = linearly_constrained(nn.Linear(4096, 4))
+@pytest.mark.parametrize("verb", [linearly_constrained, centered_weight_norm])
+def test_under_autocast_the_weight_is_computed_in_full_precision(verb):
+    layer = verb(nn.Linear(4096, 4))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer.weight.dtype == torch.float32
         assert residual(layer) < 2e-6
@@ -140,8 +149,9 @@ def test_copies_are_independent_and_train():
     assert twin[0].weight.shape == model[0].weight.shape
 
 
-def test_an_averaged_model_holds_zero_sum_weights():
-    model = constrained()
+@kinds
+def test_an_averaged_model_holds_zero_sum_weights(kind):
+    model = constrained(kind=kind)
     average = torch.optim.swa_utils.AveragedModel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
@@ -152,16 +162,18 @@ def test_an_averaged_model_holds_zero_sum_weights():
     assert not torch.equal(average.module[0].weight, model[0].weight)
 
 
-def test_changing_precision_and_freezing_work_as_for_any_module():
-    model = constrained()
+@kinds
+def test_changing_precision_and_freezing_work_as_for_any_module(kind):
+    model = constrained(kind=kind)
     model.double()
     assert model[0].weight.dtype == torch.float64
     model.requires_grad_(False)
     assert not model(inputs(torch.float64)).requires_grad
 
 
-def test_a_cached_weight_gives_the_same_gradients():
-    model, images = constrained(), inputs()
+@kinds
+def test_a_cached_weight_gives_the_same_gradients(kind):
+    model, images = constrained(kind=kind), inputs()
     expected = gradients(model, model(images).square().sum())
     with parametrize.cached():
         cached = gradients(model, model(images).square().sum())
@@ -188,8 +200,9 @@ def test_a_shared_module_is_constrained_once_and_stays_shared():
     assert torch.equal(folded(torch.ones(1, 4)), model(torch.ones(1, 4)))
 
 
-def test_it_adds_no_buffer_that_ranks_would_have_to_exchange():
-    model = constrained()
+@kinds
+def test_it_adds_no_buffer_that_ranks_would_have_to_exchange(kind):
+    model = constrained(kind=kind)
     assert not list(model.buffers())
 
 

@@ -63,7 +63,7 @@ def test_kind_none_leaves_the_model_plain():
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"knows the kinds none, lcw; got 'lwc'"):
+    with pytest.raises(ValueError, match=r"knows the kinds none, lcw, cwn, wn, sn; got 'lwc'"):
         constrain(Network(), "lwc")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lcw_lightning import linearly_constrained
+from lcw_lightning import centered_weight_norm, linearly_constrained
 from lcw_lightning.theory.zero_sum import project_zero_sum
 
 LAYERS = {
@@ -183,9 +183,10 @@ def test_the_constrained_layer_can_be_copied_and_printed():
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_what_cannot_be_constrained_is_refused_by_name(layer, name, message):
+@pytest.mark.parametrize("verb", [linearly_constrained, centered_weight_norm])
+def test_what_cannot_be_constrained_is_refused_by_name(layer, name, message, verb):
     with pytest.raises(ValueError, match=message):
-        linearly_constrained(layer, name)
+        verb(layer, name)
 
 
 @pytest.fixture

@@ -16,14 +16,46 @@ class Network(nn.Module):
         self.square = nn.utils.parametrizations.orthogonal(nn.Linear(6, 4))
 
 
-def test_a_checkpoints_constraints_are_restored_before_its_weights():
+@pytest.mark.parametrize("kind", ["lcw", "cwn", "wn", "sn"])
+def test_a_checkpoints_constraints_are_restored_before_its_weights(kind):
     source, target, checkpoint = Network(), Network(), {}
-    constrain(source, exclude=["head.*", "square.*"])
+    constrain(source, kind, exclude=["head.*", "square.*"])
     save_constraints(source, checkpoint)
     restore_constraints(target, checkpoint)
     target.load_state_dict(source.state_dict())
     assert constrained_weights(target) == constrained_weights(source)
-    assert torch.equal(target.conv.weight, source.conv.weight)
+    assert torch.equal(target.eval().conv.weight, source.eval().conv.weight)
+
+
+def test_saving_and_restoring_leaves_what_training_changes_by_looking():
+    network, checkpoint = Network(), {}
+    constrain(network, "sn", exclude=["square.*"])
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    save_constraints(network, checkpoint)
+    restore_constraints(network, checkpoint)
+    constrain(network, "sn", exclude=["square.*"])
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    _ = network.head.weight
+    assert not all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_another_kind_is_refused_before_anything_changes():
+    source, target, checkpoint = Network(), Network(), {}
+    constrain(source, "cwn", include=["conv.*", "head.*"])
+    constrain(target, "wn", include=["head.*"])
+    save_constraints(source, checkpoint)
+    with pytest.raises(ValueError, match=r"constrained 'head\.weight' with kind='cwn', this one with 'wn'; take 'cwn'"):
+        restore_constraints(target, checkpoint)
+    assert constrained_weights(target) == {"head.weight": "wn"}
+
+
+def test_weights_in_no_basis_do_not_ask_for_one():
+    source, target, checkpoint = Network(), Network(), {}
+    constrain(source, "cwn", include=["head.*"])
+    save_constraints(source, checkpoint)
+    checkpoint["lcw_lightning"]["basis_version"] = 2
+    restore_constraints(target, checkpoint)
+    assert constrained_weights(target) == {"head.weight": "cwn"}
 
 
 def test_a_plain_checkpoint_restores_nothing():

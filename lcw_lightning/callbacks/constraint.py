@@ -16,11 +16,12 @@ from lcw_lightning.callbacks.constraint_checks import (
     is_complete,
     waits_for_configure_model,
 )
-from lcw_lightning.constraints import Kind, constrain, constrained_weights, kind_of, remove_constraints_
+from lcw_lightning.constraints import constrain, constrained_weights, remove_constraints_, with_only_zero
+from lcw_lightning.kinds import Kind, kind_of
 from lcw_lightning.loading import load_all_or_nothing
 from lcw_lightning.overrides import override_method, restore_method
 from lcw_lightning.patterns import listed, select_weights
-from lcw_lightning.records import check_basis, parametrization_key, save_constraints, saved_constraints
+from lcw_lightning.records import check_basis, check_kinds, parametrization_key, save_constraints, saved_constraints
 
 __all__ = ["ConstraintCallback"]
 
@@ -28,27 +29,32 @@ __all__ = ["ConstraintCallback"]
 class ConstraintCallback(Callback):
     """Constrain weights so that each unit's sum to zero (Kutsuna, Section 3), for fit, validate, test and predict.
 
+    ``kind`` puts one of the constraint's rivals (Section 5) in its place.
+
     Takes effect before optimizers, the strategy's wrapping and the loading of a checkpoint, whether the module builds
-    its layers in ``__init__``, ``setup`` or ``configure_model``. Weights start from the zero-sum values nearest to
-    those that are there. A second run with the same module changes nothing. Plain checkpoints load; a run that trained
-    plain weights with optimizer state cannot be resumed under the constraint. A checkpoint that does not fit changes
-    nothing in the module, except under ModelParallelStrategy, which loads before anybody is asked.
+    its layers in ``__init__``, ``setup`` or ``configure_model``. Weights start from the values nearest to those that
+    are there. A second run with the same module changes nothing. Plain checkpoints load; a run that trained plain
+    weights with optimizer state cannot be resumed under the constraint, nor can one that had another kind of it. A
+    checkpoint that does not fit changes nothing in the module, except under ModelParallelStrategy, which loads before
+    anybody is asked.
 
     A module that overrides ``setup`` or ``configure_model`` is constrained after both, so that they may draw weights.
     Under weight averaging and under ModelParallelStrategy, which copy or shard the module earlier, it is constrained
     before them: build and draw its layers in ``__init__`` then. After a fit with processes that Lightning starts
-    itself (``ddp_spawn``, notebooks) the module of the main process holds the trained zero-sum weights, plain.
+    itself (``ddp_spawn``, notebooks) the module of the main process holds the trained weights, plain.
 
     Args:
-        kind: The constraint: ``lcw``, or ``none`` to leave the module as it is.
+        kind: ``lcw`` (zero-sum weights), ``cwn`` (centered weight normalization: zero-sum weights with a trained norm),
+            ``wn`` (weight normalization), ``sn`` (spectral normalization), or ``none`` to leave the module as it is.
         include: Glob patterns on weight names ``layer.weight``, such as ``network.*``.
         exclude: Glob patterns of weights to leave alone.
 
     Raises:
         ValueError: At setup, for a pattern that matches no weight, for weights that cannot be constrained, those of
-            fan_in 1 among them, and after a weight averaging that has copied the module; for a checkpoint that does not
-            fit, is in another basis or holds the optimizer state of plain weights; at train start, for a weight that
-            came too late to be constrained, that no optimizer trains or whose optimizer stepped while it was plain.
+            fan_in 1 among them under ``lcw`` and ``cwn``, and after a weight averaging that has copied the module; for
+            a checkpoint that does not fit, is in another basis, of another kind or holds the optimizer state of plain
+            weights; at train start, for a weight that came too late to be constrained, that no optimizer trains, such
+            as one made before the module was constrained, or whose optimizer stepped while it was plain.
 
     Warns:
         UserWarning: ``kind`` is none, but a checkpoint brings constraints that its module restores.
@@ -109,11 +115,12 @@ class ConstraintCallback(Callback):
     ) -> None:
         # In place of the module's own hook, since that of callbacks comes after the weights are loaded.
         check_basis(checkpoint)
+        check_kinds(pl_module, checkpoint)
         saved, tensors = saved_constraints(checkpoint), checkpoint.get("state_dict", {})  # sharded ones have none
         new = [
             name
             for name in constrained_weights(pl_module)
-            if name not in saved and f"{parametrization_key(name)}.original" not in tensors
+            if name not in saved and not any(key.startswith(f"{parametrization_key(name)}.original") for key in tensors)
         ]
         trained = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
         if new and trained and trainer.state.fn == TrainerFn.FITTING:
@@ -128,8 +135,7 @@ class ConstraintCallback(Callback):
 
     def _constrain(self, pl_module: LightningModule) -> None:
         selected = select_weights(pl_module, self.include, self.exclude)
-        too_small = [name for name, ref in selected.items() if ref.fan_in == 1]
-        if too_small:
+        if too_small := with_only_zero(selected, self.kind):
             raise ValueError(
                 f"a constrained weight needs fan_in >= 2, but fan_in is 1 for {listed(too_small)}, where zero is the "
                 "only zero-sum weight; name them in exclude to leave them unconstrained."

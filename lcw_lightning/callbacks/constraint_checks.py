@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lcw_lightning.constraints import kind_of
+from lcw_lightning.kinds import kind_of
 from lcw_lightning.layers import named_weights
 from lcw_lightning.patterns import listed
 

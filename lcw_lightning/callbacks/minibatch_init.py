@@ -25,14 +25,18 @@ class MinibatchInitCallback(Callback):
     network. Biases start at zero. Frozen weights are left alone. Under DDP every rank uses the statistics of the union
     of their batches. A compiled network runs that one batch eagerly.
 
+    Weights under ``wn`` and ``cwn`` start as Salimans & Kingma have it: each unit's gain and bias are set so that its
+    preactivation has mean zero and ``target_std``. Weights under ``sn``, whose norm is 1 for good, and their layers'
+    biases keep what they were drawn as.
+
     Args:
         target_std: Standard deviation of the preactivations over the minibatch.
         granularity: ``layer`` scales a layer by one factor, activation shift included in its std; ``unit`` scales each
-            unit by its own; ``none`` leaves the weights as they were drawn.
+            unit by its own, as ``wn`` and ``cwn`` do under both; ``none`` leaves all weights as they were drawn.
 
     Raises:
         ValueError: In the first batch, for a layer whose preactivation is constant or not finite, or whose
-            parametrization cannot hold a rescaled weight, such as spectral_norm.
+            parametrization cannot hold a rescaled weight, such as a spectral_norm of the user's own.
 
     Warns:
         UserWarning: Layers that the first batch did not reach keep their weights; a LearningRateFinder tries its rates

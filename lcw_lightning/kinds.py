@@ -1,0 +1,37 @@
+"""The kinds of constraint by name, and which of them a weight is under."""
+
+from typing import Literal, get_args
+
+from torch.nn.utils import parametrize
+
+from lcw_lightning.layers import WeightRef
+from lcw_lightning.normalizations import CenteredWeightNorm, SpectralNorm, WeightNorm
+from lcw_lightning.parametrizations import ZeroSum
+from lcw_lightning.registration import Constraint
+
+__all__ = ["PARAMETRIZATIONS", "Kind", "constraint_of", "kind_of"]
+
+Kind = Literal["none", "lcw", "cwn", "wn", "sn"]
+
+PARAMETRIZATIONS: dict[str, type[Constraint]] = {
+    "lcw": ZeroSum,
+    "cwn": CenteredWeightNorm,
+    "wn": WeightNorm,
+    "sn": SpectralNorm,
+}
+"""What stands between what is trained and the weight, by kind."""
+
+
+def constraint_of(ref: WeightRef) -> Constraint | None:
+    """Return what stands between what is trained and a weight, None if it is none of ours."""
+    if not parametrize.is_parametrized(ref.layer, ref.name):
+        return None
+    first = ref.layer.parametrizations[ref.name][0]  # type: ignore[index]
+    return first if isinstance(first, Constraint) else None
+
+
+def kind_of(ref: WeightRef) -> Kind:
+    """Return the kind of constraint that a weight is under, ``none`` if it has none of ours."""
+    constraint = constraint_of(ref)
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if type(constraint) is PARAMETRIZATIONS.get(kind)]
+    return kinds[0] if constraint else "none"
