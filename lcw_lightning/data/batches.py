@@ -1,35 +1,79 @@
-"""Batches of data that fits into memory, in an order that can be repeated."""
+"""Batches of data that fits into memory, in an order that can be repeated and resumed."""
 
+import math
 from collections.abc import Iterator
+from typing import Protocol
 
+import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-__all__ = ["BatchLoader"]
+__all__ = ["BatchLoader", "EpochSampler", "Transform"]
+
+
+class Transform(Protocol):
+    """What is done to a batch of the first tensor, with random numbers that belong to each sample's place."""
+
+    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Return random numbers for a whole epoch, a row for each sample."""
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return the batch as training wants it."""
+
+
+class EpochSampler:
+    """The permutation of an epoch, and the generator that goes on from there, both from (seed, epoch) alone."""
+
+    def __init__(self, samples: int, shuffle: bool, seed: int) -> None:
+        self.samples = samples
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch that is iterated next."""
+        self.epoch = epoch
+
+    def draw(self) -> tuple[Tensor, torch.Generator]:
+        """Return the indices of all samples in this epoch's order, and the generator that permuted them."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)  # the order of torch's DistributedSampler
+        if self.shuffle:
+            return torch.randperm(self.samples, generator=generator), generator
+        return torch.arange(self.samples), generator
 
 
 class BatchLoader:
-    """Iterate over batches of tensors that lie in memory, one gather a batch.
+    """Iterate over batches of tensors that lie in memory, on the device where they lie.
 
-    The order of an epoch follows from (seed, epoch), the part of it that a rank gets from its rank, so a run that is
-    resumed at an epoch's start sees the batches of the unbroken run. Lightning calls ``sampler.set_epoch`` before each
-    epoch. Ranks get equally many samples, for which the last ones may repeat a few.
+    The order of an epoch, and the random numbers of the transform, follow from (seed, epoch) and each sample's place
+    in the epoch. Ranks take turns, so the batches of all ranks together are those of one process with a batch as large
+    as theirs together. Ranks get equally many samples, for which the last ones may repeat a few unless ``drop_last``.
+
+    Lightning calls ``sampler.set_epoch`` before each epoch, and puts ``state_dict`` into its checkpoints: a run resumed
+    in the middle of an epoch sees the batches that the unbroken run would have seen. The number of ranks may change
+    in between, as long as the ranks' batches together stay as large.
 
     Args:
         dataset: Tensors with equal first dimensions, such as images and labels.
         batch_size: Samples in a batch; the last one of an epoch may be smaller, unless ``drop_last``.
         shuffle: Permute anew each epoch.
-        seed: Of the permutations.
+        seed: Of the permutations and the transform.
         num_replicas: Number of ranks.
         rank: This process's number.
-        drop_last: Leave out the last batch of an epoch where it is smaller than the others.
+        drop_last: Leave out the last batch of an epoch where the ranks cannot fill theirs.
+        transform: Of the first tensor's part in a batch.
+        workers: Number of processes that prepare batches ahead, as torch's DataLoader does.
+
+    Raises:
+        ValueError: A batch size below 1. While iterating: resumed in the middle of an epoch of another length.
 
     Example:
-        >>> import torch
         >>> loader = BatchLoader(TensorDataset(torch.arange(5)), batch_size=2)
         >>> [batch.tolist() for (batch,) in loader]
         [[0, 1], [2, 3], [4]]
     """
+
+    batch_sampler = None  # Lightning reads it of whatever has a sampler
 
     def __init__(
         self,
@@ -40,14 +84,93 @@ class BatchLoader:
         num_replicas: int = 1,
         rank: int = 0,
         drop_last: bool = False,
+        transform: Transform | None = None,
+        workers: int = 0,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.batch_size = batch_size
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.drop_last = drop_last
+        self.transform = transform
+        self.workers = workers
+        self.sampler = EpochSampler(len(dataset), shuffle, seed)
+        # Not named dataset: Lightning would rebuild what has one as a DataLoader.
         self._tensors = dataset.tensors
-        self.sampler: DistributedSampler[int] = DistributedSampler(dataset, num_replicas, rank, shuffle, seed)
-        self.batch_sampler = BatchSampler(self.sampler, batch_size, drop_last)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for indices in self.batch_sampler:
-            yield tuple(tensor[indices] for tensor in self._tensors)
+        self._reached = {"epoch": 0, "batches": 0, "batches_per_epoch": len(self)}
+        self._resume: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        return len(self.batch_sampler)
+        if self.drop_last:
+            return self.sampler.samples // (self.batch_size * self.num_replicas)
+        return math.ceil(self._samples_per_rank() / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        rest = range(self._first_batch(), len(self))
+        epoch = self.sampler.epoch
+        # The generator seeds the workers, which draw nothing; without it, the global one would.
+        seeds = torch.Generator()
+        batches: DataLoader[tuple[Tensor, ...]] = DataLoader(
+            self._batches(), batch_size=None, sampler=rest, num_workers=self.workers, collate_fn=tuple, generator=seeds
+        )
+        for index, batch in zip(rest, batches, strict=True):
+            self._reached = {"epoch": epoch, "batches": index + 1, "batches_per_epoch": len(self)}
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch, and how many of its batches were given out."""
+        return dict(self._reached)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Start the next iteration, if it is of the same epoch, after the batches that were given out."""
+        self._reached = self._resume = dict(state_dict)
+
+    def _first_batch(self) -> int:
+        state, self._resume = self._resume, None
+        if state is None or state["epoch"] != self.sampler.epoch:
+            return 0
+        if state["batches_per_epoch"] != len(self):
+            raise ValueError(
+                f"The checkpoint was saved in the middle of an epoch of {state['batches_per_epoch']} batches, but this "
+                f"run's epochs have {len(self)}: keep batch size times devices as it was, or resume from the end of an "
+                "epoch."
+            )
+        return state["batches"]
+
+    def _samples_per_rank(self) -> int:
+        return math.ceil(self.sampler.samples / self.num_replicas)
+
+    def _batches(self) -> "_Batches":
+        order, generator = self.sampler.draw()
+        places = torch.arange(self._samples_per_rank()) * self.num_replicas + self.rank
+        places %= self.sampler.samples  # the last ones repeat the first
+        draws = None if self.transform is None else self.transform.draw(self.sampler.samples, generator)[places]
+        return _Batches(self._tensors, self.batch_size, order[places], self.transform, draws)
+
+
+class _Batches(Dataset[tuple[Tensor, ...]]):
+    """All batches of one rank in one epoch, by number."""
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        batch_size: int,
+        order: Tensor,
+        transform: Transform | None,
+        draws: Tensor | None,
+    ) -> None:
+        device = tensors[0].device
+        self.tensors = tensors
+        self.batch_size = batch_size
+        self.order = order.to(device)
+        self.transform = transform
+        self.draws = None if draws is None else draws.to(device)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        # index_select copies whole images where indexing by a tensor goes number by number, twenty times slower.
+        first, *others = (tensor.index_select(0, self.order[part]) for tensor in self.tensors)
+        if self.transform is not None and self.draws is not None:
+            first = self.transform(first, self.draws[part])
+        return first, *others

@@ -1,19 +1,16 @@
 """scikit-learn's handwritten digits: real images that need no download."""
 
-import os
-
 import torch
-from lightning.pytorch import LightningDataModule
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 from typing_extensions import override
 
-from lcw_lightning.data.batches import BatchLoader
+from lcw_lightning.data.in_memory import InMemoryData
 
 __all__ = ["Digits"]
 
 
-class Digits(LightningDataModule):
+class Digits(InMemoryData):
     """1,797 images of 8 x 8 pixels in ten classes (UCI, Alpaydin and Kaynak), 1,437 to train and 360 to test.
 
     Batches are float32 images ``(batch, 1, 8, 8)`` and labels ``(batch,)``. Each pixel's mean over the training images
@@ -29,10 +26,10 @@ class Digits(LightningDataModule):
     """
 
     num_classes = 10
+    image_shape = (1, 8, 8)
 
     def __init__(self, batch_size: int = 128, split_seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size = batch_size
+        super().__init__(batch_size)
         self.split_seed = split_seed
 
     @override
@@ -45,29 +42,4 @@ class Digits(LightningDataModule):
         mean = images[train].mean(dim=0)
         std = (images[train] - mean).std(correction=0)
         self.train_dataset = TensorDataset((images[train] - mean) / std, labels[train])
-        self.test_dataset = TensorDataset((images[test] - mean) / std, labels[test])
-
-    @override
-    def train_dataloader(self) -> BatchLoader:
-        return self._loader(self.train_dataset, train=True)
-
-    @override
-    def val_dataloader(self) -> BatchLoader:
-        return self._loader(self.test_dataset)
-
-    @override
-    def test_dataloader(self) -> BatchLoader:
-        return self._loader(self.test_dataset)
-
-    @override
-    def predict_dataloader(self) -> BatchLoader:
-        return self._loader(self.test_dataset)
-
-    def _loader(self, dataset: TensorDataset, train: bool = False) -> BatchLoader:
-        ranks, rank, fixed = 1, 0, False
-        if self.trainer:
-            ranks, rank = self.trainer.world_size, self.trainer.global_rank
-            fixed = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # the same batches each epoch
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        drop_last = train and len(dataset) >= ranks * self.batch_size
-        return BatchLoader(dataset, self.batch_size, train and not fixed, seed, ranks, rank, drop_last)
+        self.val_dataset = self.test_dataset = TensorDataset((images[test] - mean) / std, labels[test])

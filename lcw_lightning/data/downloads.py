@@ -1,0 +1,103 @@
+"""torchvision's data sets in a folder: whole, or an error that says which folder and what to do."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.datasets
+from torch import Tensor
+from torchvision.datasets.utils import check_integrity
+
+__all__ = ["prepare", "read"]
+
+
+def prepare(name: str, folder: Path, download: bool) -> None:
+    """Make sure that the folder holds the data set, whole.
+
+    What is missing is unpacked from archives that lie there, or downloaded. All of it goes through a temporary folder
+    inside, and only whole files are put in place, where none was before.
+
+    Args:
+        name: Of the class in ``torchvision.datasets``.
+        folder: The ``root`` of torchvision's layout.
+        download: Get what is missing.
+
+    Raises:
+        RuntimeError: A file or archive with a wrong md5; something is missing and not to be downloaded; the folder
+            cannot be written; the download failed.
+    """
+    dataset = getattr(torchvision.datasets, name)
+    files, archives = _layout(dataset)
+    if not _missing(name, folder, files):
+        return
+    if not download:
+        raise RuntimeError(
+            f"{name} is not in {folder.absolute()}, or not all of it. Give the folder that holds it as data_dir, or "
+            "let it be downloaded with download=True."
+        )
+    absent = _missing(name, folder, archives)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as temporary:
+            for path in archives.keys() - absent:
+                copy = Path(temporary, path)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / path, copy)
+            dataset(temporary, download=True)
+            for path in _missing(name, folder, files):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                Path(temporary, path).replace(folder / path)
+    except Exception as error:
+        source = dataset.url if hasattr(dataset, "url") else dataset.mirrors[0]
+        reason = " ".join(str(error).split())  # torchvision's may have several lines
+        raise RuntimeError(
+            f"{name} could not be put into {folder.absolute()}: {reason}. No file there was overwritten. Give a folder "
+            f"that can be written as data_dir; without a network, put {', '.join(archives)} from {source} there."
+        ) from error
+
+
+def read(name: str, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Read all images and labels of the training or the test set.
+
+    Returns:
+        uint8 ``(images, channels, height, width)`` and int64 ``(images,)``.
+
+    Raises:
+        RuntimeError: The folder does not hold the whole data set.
+    """
+    dataset = getattr(torchvision.datasets, name)
+    try:
+        whole = dataset(folder, train=train)
+    except Exception as error:
+        prepare(name, folder, download=False)  # which knows more than torchvision tells
+        paths = ", ".join(str(folder.absolute() / path) for path in _layout(dataset)[0])
+        raise RuntimeError(
+            f"{name} in {folder.absolute()} cannot be read, one of these files is incomplete or damaged: {paths}. "
+            "Delete them and run again with download=True."
+        ) from error
+    images = torch.as_tensor(whole.data)
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return images.contiguous(), torch.as_tensor(whole.targets)
+
+
+def _layout(dataset: Any) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Return the paths of the files that are read, and of the archives that hold them, with the md5 where known."""
+    if hasattr(dataset, "resources"):  # the MNIST family
+        archives = {f"{dataset.__name__}/raw/{file}": md5 for file, md5 in dataset.resources}
+        return dict.fromkeys(path.removesuffix(".gz") for path in archives), archives
+    files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
+    return {f"{dataset.base_folder}/{file}": md5 for file, md5 in files}, {dataset.filename: dataset.tgz_md5}
+
+
+def _missing(name: str, folder: Path, files: dict[str, str | None]) -> list[str]:
+    """Return the files that are not there; raise if one is there and is not what it should be."""
+    present = [path for path in files if check_integrity(folder / path)]
+    damaged = [str(folder.absolute() / path) for path in present if not check_integrity(folder / path, files[path])]
+    if damaged:
+        raise RuntimeError(
+            f"{name} in {folder.absolute()} is incomplete or damaged: {', '.join(damaged)} has the wrong md5. Nothing "
+            "was changed; delete it and run again with download=True."
+        )
+    return [path for path in files if path not in present]
