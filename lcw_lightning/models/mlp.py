@@ -18,7 +18,9 @@ AFTER_ACTIVATION: dict[Norm, Callable[[int], nn.Module]] = {"standardization": n
 class MLP(nn.Sequential):
     """Fully connected network: ``depth`` hidden layers of ``width`` units, then logits (paper, Section 6.1).
 
-    Inputs of any shape ``(batch, ...)`` are flattened; the output has shape ``(batch, num_classes)``.
+    Inputs of any shape ``(batch, ...)`` are flattened; the output has shape ``(batch, num_classes)``. Weights are drawn
+    as Glorot & Bengio do, uniformly with variance 2 / (fan_in + fan_out), and biases are zero, as the paper has it for
+    its rivals; minibatch initialization rescales them.
 
     Args:
         in_features: Numbers per sample, such as 64 for an 8 x 8 image.
@@ -57,6 +59,10 @@ class MLP(nn.Sequential):
         hidden = [_hidden_layer(fan_in, fan_out, activation, norm) for fan_in, fan_out in pairwise(widths)]
         output = nn.Linear(width, num_classes)
         super().__init__(OrderedDict(flatten=nn.Flatten(), hidden=nn.Sequential(*hidden), output=output))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
 
 def _hidden_layer(fan_in: int, fan_out: int, activation: Callable[[], nn.Module], norm: Norm) -> nn.Sequential:

@@ -46,3 +46,13 @@ def test_an_unknown_norm_lists_the_known_ones():
 def test_a_depth_below_1_is_refused():
     with pytest.raises(ValueError, match="at least 1 hidden layer, got 0"):
         MLP(12, 5, depth=0)
+
+
+def test_weights_are_drawn_as_glorot_and_bengio_do_and_biases_are_zero():
+    network = MLP(in_features=64, num_classes=10, depth=2, width=256)
+    for layer in (network.hidden[0].linear, network.hidden[1].linear, network.output):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert not layer.bias.any()
+    assert nn.Linear(64, 256).bias.any()  # what torch draws

@@ -1,0 +1,91 @@
+"""VGG19 for small images (Simonyan & Zisserman, 2015)."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import nn
+
+from lcw_lightning.models.mlp import Norm
+from lcw_lightning.models.norms import check_settings, normed_activation
+
+__all__ = ["VGG19"]
+
+# Before each of the five poolings: channels, in units of the width, and number of convolutions.
+BLOCKS = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
+
+
+class VGG19(nn.Sequential):
+    """VGG19 for 32 x 32 images: 16 convolutions, three fully connected layers with dropout (paper, Section 6.2).
+
+    BatchNorm stands between each convolution and its ReLU. The fully connected layers have none: with it the paper's
+    learning rate of 0.1 makes the loss grow at first. Five poolings take 32 x 32 pixels to 8 ``width`` x 1 x 1
+    features. Images of other sizes work too: odd sizes are rounded up, and what is left is averaged over positions.
+    The output has shape ``(batch, num_classes)``.
+
+    Convolutions are named ``features.conv3_1`` (the first of the third block), the fully connected layers
+    ``hidden.linear1``, ``hidden.linear2`` and ``output``. Weights are drawn as torch draws them by default, since the
+    paper does not say how.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        width: Channels of the first block; the last two have eight times as many.
+        hidden_width: Units of each hidden fully connected layer; 4096 in the network for large images.
+        dropout: Probability that a hidden fully connected unit is dropped in training.
+        activation: Makes one activation module: a module class, or its class path on the command line.
+        norm: Of the convolutions: ``batch`` (on the preactivation; the paper's BN), ``standardization`` (BatchNorm on
+            the activation; the paper's SL), ``layer`` (on the preactivation, over all channels and positions of a
+            sample), or ``none``.
+
+    Raises:
+        ValueError: Unknown norm, a size below 1, or a dropout outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> VGG19(num_classes=100, width=4, hidden_width=16)(torch.rand(5, 3, 32, 32)).shape
+        torch.Size([5, 100])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: int = 64,
+        hidden_width: int = 512,
+        dropout: float = 0.5,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        norm: Norm = "batch",
+    ) -> None:
+        sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "hidden_width": hidden_width}
+        check_settings(self, norm, **sizes)
+        super().__init__(
+            OrderedDict(
+                features=_features(in_channels, width, activation, norm),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                hidden=_hidden_layers(BLOCKS[-1][0] * width, hidden_width, dropout, activation),
+                output=nn.Linear(hidden_width, num_classes),
+            )
+        )
+
+
+def _features(in_channels: int, width: int, activation: Callable[[], nn.Module], norm: Norm) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = in_channels
+    for block, (multiple, convolutions) in enumerate(BLOCKS, start=1):
+        for number in range(1, convolutions + 1):
+            layers[f"conv{block}_{number}"] = nn.Conv2d(channels, multiple * width, kernel_size=3, padding=1)
+            channels = multiple * width
+            layers[f"activation{block}_{number}"] = normed_activation(channels, activation, norm)
+        # Rounding up leaves at least one position, of 28 x 28 pixels too.
+        layers[f"pool{block}"] = nn.MaxPool2d(kernel_size=2, ceil_mode=True)
+    return nn.Sequential(layers)
+
+
+def _hidden_layers(fan_in: int, width: int, dropout: float, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, inputs in enumerate((fan_in, width), start=1):
+        layers[f"linear{number}"] = nn.Linear(inputs, width)
+        layers[f"activation{number}"] = activation()
+        layers[f"dropout{number}"] = nn.Dropout(dropout)
+    return nn.Sequential(layers)

@@ -1,0 +1,121 @@
+from itertools import chain, pairwise
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from lcw_lightning import VGG19
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def draw_norms_(network):
+    """Give norms other statistics, gains and shifts: at their initial ones they do next to nothing."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 2)
+            for tensor in (module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+
+
+@pytest.mark.parametrize(("num_classes", "hidden_width"), [(10, 512), (100, 512), (10, 4096)])
+def test_the_papers_network_has_its_number_of_parameters(num_classes, hidden_width):
+    channels = [3, 64, 64, 128, 128, *[256] * 4, *[512] * 8]
+    kernels = sum(9 * fan_in * fan_out for fan_in, fan_out in pairwise(channels))
+    # A bias, a gain and a shift for each channel.
+    features = kernels + 3 * sum(channels[1:])
+    hidden = 512 * hidden_width + hidden_width**2 + 2 * hidden_width
+    with torch.device("meta"):
+        network = VGG19(num_classes, hidden_width=hidden_width)
+    assert parameters(network) == features + hidden + (hidden_width + 1) * num_classes
+    assert features == 20_035_392
+
+
+def test_features_are_those_of_torchvisions_network():
+    network, reference = VGG19(), torchvision.models.vgg19_bn().features
+    draw_norms_(reference)
+    ours, theirs = network.features.state_dict(), reference.state_dict()
+    network.features.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features, expected = network.features.eval()(images), reference.eval()(images)
+    assert features.shape == (2, 512, 1, 1)
+    torch.testing.assert_close(features, expected)
+    assert expected.std() > 1e-3
+
+
+def test_features_are_classified_by_three_linear_layers_with_relu_between_them():
+    network = VGG19(num_classes=7, width=4, hidden_width=16).eval()
+    draw_norms_(network)
+    state, images = network.state_dict(), torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        x = network.features(images).reshape(5, 32)
+        for number in (1, 2):
+            x = x @ state[f"hidden.linear{number}.weight"].T + state[f"hidden.linear{number}.bias"]
+            x = functional.relu(x)
+        expected = x @ state["output.weight"].T + state["output.bias"]
+        torch.testing.assert_close(network(images), expected)
+    assert expected.std() > 1e-3
+
+
+def test_a_norm_stands_between_each_convolution_and_its_relu_and_a_pooling_after_each_block():
+    layer = ["Conv2d", "BatchNorm2d", "ReLU"]
+    blocks = [[*layer * convolutions, "MaxPool2d"] for convolutions in (2, 2, 4, 4, 4)]
+    hidden = ["Linear", "ReLU", "Dropout"] * 2
+    called = []
+    network = VGG19(width=2, hidden_width=4)
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, *_: called.append(type(module).__name__))
+    network(torch.randn(2, 3, 32, 32))
+    assert called == [*chain(*blocks), "AdaptiveAvgPool2d", "Flatten", *hidden, "Linear"]
+
+
+def test_layers_have_names_that_say_where_they_are():
+    names = [name for name, module in VGG19(width=2).named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    convolutions = [(block, number) for block, last in enumerate((2, 2, 4, 4, 4), 1) for number in range(1, last + 1)]
+    features = [f"features.conv{block}_{number}" for block, number in convolutions]
+    assert names == [*features, "hidden.linear1", "hidden.linear2", "output"]
+
+
+def test_each_pooling_halves_the_image():
+    network, sizes = VGG19(width=2, hidden_width=4), []
+    for module in network.features:
+        if isinstance(module, nn.MaxPool2d):
+            module.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+    network(torch.randn(2, 3, 32, 32))
+    assert sizes == [(2, 16, 16), (4, 8, 8), (8, 4, 4), (16, 2, 2), (16, 1, 1)]
+
+
+@pytest.mark.parametrize("size", [8, 28, 48])
+def test_images_of_other_sizes_and_channels_are_taken(size):
+    network = VGG19(num_classes=5, in_channels=1, width=2, hidden_width=4)
+    assert network(torch.randn(3, 1, size, size)).shape == (3, 5)
+
+
+def test_dropout_acts_in_training_alone():
+    images = torch.randn(4, 3, 32, 32)
+
+    def is_random(network):
+        return not torch.equal(network(images), network(images))
+
+    network = VGG19(width=2, hidden_width=32)
+    assert is_random(network)
+    assert not is_random(network.eval())
+    assert not is_random(VGG19(width=2, hidden_width=32, dropout=0.0))
+
+
+@pytest.mark.parametrize("name", ["num_classes", "in_channels", "width", "hidden_width"])
+def test_a_size_below_1_is_refused(name):
+    with pytest.raises(ValueError, match=f"VGG19 needs a {name} of at least 1, got -3"):
+        VGG19(**{name: -3})
+
+
+def test_a_dropout_that_is_no_probability_is_refused():
+    with pytest.raises(ValueError, match=r"between 0 and 1, but got 1\.5"):
+        VGG19(width=2, dropout=1.5)
