@@ -1,17 +1,45 @@
-"""Every YAML in configs/ runs, and the digits do what its first lines promise."""
+"""Every YAML in configs/ runs, under every method, and the digits do what its first lines promise."""
 
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lcw_lightning import ImageClassifier
 from lcw_lightning.cli import main
+from lcw_lightning.data import vision
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DIGITS = next(path for path in CONFIGS if path.stem == "digits_mlp50")
+MLP50 = next(path for path in CONFIGS if path.stem == "mlp50_cifar10")
 LAYERS = [f"network.hidden.{index}.linear" for index in range(50)] + ["network.output"]
+
+# Sections 6.1 and 6.2: weight decay, epochs, and epochs from one decay of the learning rate to the next.
+RECIPE = {
+    ("mlp50", "cifar10"): (1e-4, 100, 1),
+    ("mlp50", "cifar100"): (1e-4, 100, 1),
+    ("vgg19", "cifar10"): (5e-4, 300, 3),
+    ("vgg19", "cifar100"): (5e-4, 500, 5),
+    ("resnet18", "cifar10"): (5e-4, 300, 3),
+    ("resnet18", "cifar100"): (5e-4, 500, 5),
+}
+
+
+def methods():
+    """The flags of every method in tools/reproduce.py, by its name."""
+    spec = spec_from_file_location("grids", Path(__file__).parents[1] / "tools" / "grids.py")
+    grids = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "grids", grids)  # where its dataclass looks for itself
+        spec.loader.exec_module(grids)
+    return grids.GRIDS["fig5"].methods
+
+
+METHODS = methods()
 
 
 def fit(config, folder, *flags):
@@ -19,10 +47,55 @@ def fit(config, folder, *flags):
     main(["fit", "--config", str(config), f"--trainer.default_root_dir={folder}", quiet, *flags])
 
 
+@pytest.fixture
+def _tiny_data(monkeypatch):
+    """Eight random images in place of CIFAR's files: nothing is downloaded."""
+
+    def read(name, folder, train):
+        classes = getattr(vision, name).num_classes
+        return torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.randint(classes, (8,))
+
+    monkeypatch.setattr(vision, "prepare", lambda *_: None)
+    monkeypatch.setattr(vision, "read", read)
+
+
+def try_small(config, folder, *flags):
+    """Train, validate and test one batch with the config's network, but narrow and on the CPU."""
+    network = yaml.safe_load(config.read_text())["model"]["init_args"]["network"]["init_args"]
+    small = {"width": 4, "hidden_width": 4, "depth": 3}
+    sizes = [f"--model.network.{size}={number}" for size, number in small.items() if size in network]
+    fit(config, folder, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", *sizes, *flags)
+
+
+@pytest.mark.usefixtures("_tiny_data")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_runs(config, tmp_path):
-    fit(config, tmp_path, "--trainer.fast_dev_run=true")
+    try_small(config, tmp_path)
     assert not list(tmp_path.iterdir())  # a run that only tries writes nothing
+
+
+@pytest.mark.usefixtures("_tiny_data")
+@pytest.mark.parametrize("flags", METHODS.values(), ids=METHODS)
+def test_every_method_of_the_paper_runs(flags, tmp_path):
+    try_small(MLP50, tmp_path, *flags)
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path != DIGITS], ids=lambda path: path.stem)
+def test_the_recipe_is_the_papers(config):
+    network, _, data = config.stem.partition("_")
+    settings = yaml.safe_load(config.read_text())
+    model, data_settings = settings["model"]["init_args"], settings["data"]["init_args"]
+    weight_decay, epochs, every_n_epochs = RECIPE[network, data]
+    expected = {"lr": 0.1, "momentum": 0.9, "weight_decay": weight_decay}
+    assert model["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": expected}
+    assert model["lr_scheduler"]["init_args"] == {"factor": 0.95, "every_n_epochs": every_n_epochs, "floor": 0.001}
+    assert settings["trainer"]["max_epochs"] == epochs
+    assert settings["data"]["class_path"].endswith(data.upper())
+    assert (data_settings["batch_size"], data_settings["val_size"], data_settings["augment"]) == (128, 0, True)
+    assert model["network"]["init_args"]["num_classes"] == int(data.removeprefix("cifar"))
+    assert model["network"]["init_args"]["norm"] == ("none" if network == "mlp50" else "batch")
+    assert settings["constraint"] == {"kind": "lcw"}
+    assert settings["minibatch_init"] == {"granularity": "layer"}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from reproduce import RESULTS, environment
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.init import xavier_uniform_, zeros_
 
 from lcw_lightning import MLP, constrain, minibatch_init_
 from lcw_lightning.classifier import GeometricDecay
@@ -95,10 +94,8 @@ def figure_2(data: Images, epochs: int) -> tuple[Figure, dict]:
 
 
 def figure_3(data: Images, _: int) -> tuple[Figure, dict]:
-    """Activations of ten layers with standard weights from Glorot's initialization."""
+    """Activations of ten layers with standard weights from Glorot's initialization, which is that of MLP."""
     network = data.network(SEEDS[0], depth=10, kind="none")
-    for parameter in network.parameters():
-        (xavier_uniform_ if parameter.ndim == 2 else zeros_)(parameter)
     images, _ = data.sample(SEEDS[0], 128)
     panels = activations(network, images, data.name)
     return plot_boxes_by_unit(panels), {"seed": SEEDS[0], "quantiles": panels}

@@ -1,169 +1,128 @@
-"""Run a named grid of experiments, one JSON a run, and render the README's table and picture from those JSONs alone.
+"""Run a named grid of experiments, one JSON a run, and render tables and pictures from those JSONs alone.
 
-    python tools/reproduce.py digits            run what results/digits does not hold yet
-    python tools/reproduce.py digits --report   write the table into README.md and the picture beside the JSONs
+    python tools/reproduce.py digits                        run what results/digits does not hold yet
+    python tools/reproduce.py fig5 --data cifar10           the paper's Fig. 5: all methods, 100 epochs
+    python tools/reproduce.py table1 --device cuda:0 cuda:1 --shard 1/4 --data-dir FOLDER
+    python tools/reproduce.py fig5 --report                 tables on the screen and into README.md, curves as PNG
 
-A run that was stopped leaves no JSON and is run again; a finished one is never repeated.
+A finished run is never repeated. Killed at any moment and started again, an unfinished run of fig5 and table1 goes on
+from its last epoch and ends with the same numbers: exactly on CPUs, on GPUs as far as their kernels repeat themselves.
+Delete a JSON to run it anew. Runs with --epochs or --precision have these in their names, reports too.
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import digits_grid
+import reports
+from grids import GRIDS
+from runs import RESULTS, ROOT, Run, environment, run_all
 
-ROOT = Path(__file__).resolve().parents[1]
+__all__ = ["RESULTS", "environment"]  # of other tools too
+
 README = ROOT / "README.md"
-RESULTS = ROOT / "results"
-PACKAGES = ("lcw_lightning", "torch", "lightning", "torchmetrics", "scikit-learn")
-AT_START = ("shift_ratio", "gradient_std")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """One config under several methods, each a name and its flags, and several seeds."""
-
-    config: str
-    methods: dict[str, list[str]]
-    seeds: range
-
-
-GRIDS = {
-    "digits": Grid(
-        config="configs/digits_mlp50.yaml",
-        methods={"plain": ["--constraint.kind=none"], "LCW": ["--constraint.kind=lcw"]},
-        seeds=range(5),
-    )
-}
-
-
-def run(grid: Grid, method: str, seed: int) -> dict:
-    """Train once in a process of its own; return what is known of the run."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = [*grid.methods[method], f"--seed_everything={seed}"]
-        command = [sys.executable, "-c", "from lcw_lightning.cli import main; main()", "fit", "--config", grid.config]
-        subprocess.run([*command, *flags, f"--trainer.default_root_dir={folder}"], check=True, cwd=ROOT)
-        events = EventAccumulator(f"{folder}/lightning_logs/version_0", size_guidance={"scalars": 0})
-        events.Reload()
-        scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    values = {tag: [event.value for event in history] for tag, history in scalars.items()}
-    first = min(event.wall_time for history in scalars.values() for event in history)
-    return {
-        "config": grid.config,
-        "method": method,
-        "flags": flags,
-        "seed": seed,
-        **environment(),
-        "train_seconds": scalars["train/loss"][-1].wall_time - first,  # from the first logged step to the last epoch
-        "test_accuracy": values["test/accuracy"][-1],
-        "epochs": {tag: history for tag, history in values.items() if tag.startswith(("train/", "val/"))},
-        "at_start": {name: layers_at_start(values, name) for name in AT_START},
-    }
-
-
-def layers_at_start(values: dict[str, list[float]], name: str) -> list[float]:
-    """Return one statistic of all layers at step 0, from the input to the logits."""
-    tags = [tag for tag in values if tag.startswith(f"{name}/")]
-    hidden = sorted((tag for tag in tags if ".hidden." in tag), key=lambda tag: int(tag.split(".")[-2]))
-    return [values[tag][0] for tag in [*hidden, f"{name}/network.output"]]
-
-
-def environment() -> dict:
-    """Return what a number depends on beside the code's arguments."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {
-        "git": git.stdout.strip(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "hardware": {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0))},
-    }
-
-
-def run_missing(name: str) -> None:
-    """Run what the grid lacks, saying how far it is."""
-    grid, folder = GRIDS[name], RESULTS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(method, seed) for method in grid.methods for seed in grid.seeds]
-    for number, (method, seed) in enumerate(wanted, start=1):
-        path = folder / f"{method.lower()}_seed{seed}.json"
-        done = path.exists()
-        print(f"[{number}/{len(wanted)}] {path.stem}{': there already' if done else ''}", flush=True)
-        if not done:
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(run(grid, method, seed), indent=1) + "\n")
-            unfinished.replace(path)
-
-
-def load(name: str) -> dict[str, list[dict]]:
-    """Return the grid's finished runs by method."""
-    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / name).glob("*.json"))]
-    return {method: [run for run in runs if run["method"] == method] for method in GRIDS[name].methods}
-
-
-def table(runs_by_method: dict[str, list[dict]]) -> str:
-    """Return the Markdown table of the runs, and a line that says what made it."""
-    rows = [
-        "| weights | seeds | test accuracy: mean (lowest to highest) | training: median seconds |",
-        "|---|---|---|---|",
-    ]
-    for method, runs in runs_by_method.items():
-        accuracies = [run["test_accuracy"] for run in runs]
-        seconds = statistics.median(run["train_seconds"] for run in runs)
-        spread = f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f} to {max(accuracies):.3f})"
-        rows.append(f"| {method} | {len(runs)} | {spread} | {seconds:.1f} |")
-    made = next(iter(runs_by_method.values()))[0]
-    versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
-    return "\n".join(rows) + f"\n\n{made['hardware']['cores']} CPU cores ({made['hardware']['machine']}); {versions}."
-
-
-def write_between_markers(name: str, text: str) -> None:
-    """Put the text between the README's markers for this grid."""
-    begin, end = f"<!-- {name}: made by tools/reproduce.py -->", f"<!-- /{name} -->"
-    before, rest = README.read_text().split(begin)
-    README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
-
-
-def picture(name: str, runs_by_method: dict[str, list[dict]]) -> None:
-    """Draw activation shift and gradient against depth at the start, and test accuracy against epochs."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    shift, gradient, accuracy = figure.subplots(1, 3)
-    for method, color in zip(runs_by_method, ("tab:gray", "tab:blue"), strict=True):
-        for number, run in enumerate(runs_by_method[method]):
-            style = {"color": color, "alpha": 0.8, "label": method if number == 0 else None}
-            depth = range(1, len(run["at_start"]["shift_ratio"]) + 1)
-            shift.plot(depth, run["at_start"]["shift_ratio"], **style)
-            gradient.plot(depth, run["at_start"]["gradient_std"], **style)
-            epochs = run["epochs"]["val/accuracy"]
-            accuracy.plot(range(1, len(epochs) + 1), epochs, **style)
-    shift.set(title="Activation shift before training", xlabel="layer", ylabel="shift ratio", yscale="log")
-    gradient.set(title="Gradient before training", xlabel="layer", ylabel="std of dL/dz", yscale="log")
-    accuracy.set(title="Training 50 sigmoid layers", xlabel="epoch", ylabel="test accuracy", ylim=(0, 1))
-    accuracy.legend(loc="center right")
-    figure.savefig(RESULTS / name / f"{name}.png", dpi=110)
-
-
-def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", choices=GRIDS)
-    parser.add_argument("--report", action="store_true", help="render what is there; run nothing")
-    arguments = parser.parse_args()
+def digits(arguments: argparse.Namespace) -> None:
+    """Run the grid on scikit-learn's digits, or report."""
+    folder = arguments.output or RESULTS / "digits"
     if not arguments.report:
-        run_missing(arguments.grid)
+        digits_grid.run_missing(folder)
         return
-    runs = load(arguments.grid)
+    runs = digits_grid.load(folder)
     if not all(runs.values()):
-        sys.exit(f"results/{arguments.grid} holds no run of some method; run the grid first, without --report.")
-    write_between_markers(arguments.grid, table(runs))
-    picture(arguments.grid, runs)
+        sys.exit(f"{folder} holds no run of some method; run the grid first, without --report.")
+    reports.write_between_markers(README, "digits", digits_grid.table(runs))
+    digits_grid.picture(runs).savefig(folder / "digits.png", dpi=110)
+
+
+def paper(arguments: argparse.Namespace) -> None:
+    """Run a grid of the paper and print its tables, or report."""
+    grid, folder = GRIDS[arguments.grid], arguments.output or RESULTS / arguments.grid
+    runs, variant = wanted(arguments)
+    if not arguments.report:
+        failed = run_all(runs, folder, arguments.device, arguments.data_dir)
+        if failed:
+            sys.exit(f"failed: {', '.join(failed)}; what they said is above. Start again to go on with them.")
+    groups = reports.load(runs, folder)
+    if not groups:
+        sys.exit(f"{folder} holds none of these runs; run the grid first, without --report.")
+    text = reports.tables(arguments.grid, grid, groups)
+    print(text)
+    if arguments.report:
+        name = arguments.grid + variant
+        noted = reports.write_between_markers(README, name, text)
+        print(f"\nThe tables are in {README.name}." if noted else f"\n{README.name} has no markers {name}.")
+        for path in reports.draw(grid, groups, folder, variant):
+            print(f"Curves: {path}")
+
+
+def wanted(arguments: argparse.Namespace) -> tuple[list[Run], str]:
+    """Return the runs that the command line names, in order, and what their names have in common."""
+    grid = GRIDS[arguments.grid]
+    variant, flags = "", []
+    if arguments.epochs:
+        variant, flags = f"_{arguments.epochs}epochs", [f"--trainer.max_epochs={arguments.epochs}"]
+    if arguments.precision:
+        variant, flags = f"{variant}_{arguments.precision}", [*flags, f"--trainer.precision={arguments.precision}"]
+    runs = [
+        Run(network, data, method, seed, [*grid.methods[method], *flags], variant)
+        for seed in arguments.seeds
+        for data in arguments.data
+        for network in arguments.networks
+        for method in arguments.methods
+    ]
+    shard, shards = arguments.shard
+    return runs[shard - 1 :: shards], variant
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read ``2/8``, the second of eight shares."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text} is not i/n with i from 1 to n, such as 2/8")
+    return int(number), int(of)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="grid", required=True)
+    for name in ("digits", *GRIDS):
+        command = commands.add_parser(name)
+        command.set_defaults(work=digits)
+        command.add_argument("--report", action="store_true", help="render what is there; run nothing")
+        command.add_argument("--output", type=Path, help=f"folder of the JSONs; unless given, results/{name}")
+        if name in GRIDS:
+            command.set_defaults(work=paper)
+            add_options(command, name)
+    return parser.parse_args(arguments)
+
+
+def add_options(command: argparse.ArgumentParser, name: str) -> None:
+    """Add what the paper's grids have and the digits have not."""
+    grid = GRIDS[name]
+    for option, choices in (("networks", list(grid.networks)), ("data", grid.data), ("methods", list(grid.methods))):
+        command.add_argument(f"--{option}", nargs="+", choices=choices, default=list(choices))
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--epochs", type=int, help="unless given, the paper's")
+    command.add_argument("--precision", help="of Lightning's Trainer, such as bf16-mixed; unless given, float32")
+    command.add_argument(
+        "--device", nargs="+", default=["auto"], help="one run at a time on each, such as cuda:0 cuda:1"
+    )
+    command.add_argument(
+        "--data-dir", type=Path, help="in torchvision's layout, or to download into; unless given, data"
+    )
+    command.add_argument(
+        "--shard", type=shard, default=(1, 1), metavar="i/n", help="the i-th of n shares, for job arrays"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do what the command line says."""
+    parsed = parse(arguments)
+    parsed.work(parsed)
 
 
 if __name__ == "__main__":
