@@ -1,36 +1,42 @@
 """The command ``lcw``: Lightning's command line with the three callbacks as top-level groups."""
 
-import argparse
+import logging
 import os
 import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import shtab
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from lcw_lightning.callbacks.analyst import Analyst
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
 from lcw_lightning.checkpoint_io import AtomicCheckpointIO
 from lcw_lightning.checkpoints import read_checkpoint
-from lcw_lightning.commands import CommandTrainer
+from lcw_lightning.commands import ONE_STEP, CommandTrainer
+from lcw_lightning.constraints import Kind
 from lcw_lightning.export import check_exportable
+from lcw_lightning.report import render, save
+from lcw_lightning.run_config import SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 
 __all__ = ["LCWCLI", "main"]
 
 GROUPS = {"constraint": ConstraintCallback, "minibatch_init": MinibatchInitCallback, "shift_monitor": ShiftMonitor}
 
 # Our own subcommands, methods of CommandTrainer, and the arguments of theirs that are no flags.
-COMMANDS = {"export": {"model", "datamodule"}}
+COMMANDS = {"export": {"model", "datamodule"}, "analyze": {"model", "datamodule"}}
 
 
 class LCWParser(LightningArgumentParser):
@@ -44,6 +50,9 @@ class LCWParser(LightningArgumentParser):
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         # Lightning would make a subcommand's required arguments positional, which its own do not have.
         added: list[str] = super().add_method_arguments(*args, as_positional=False, **kwargs)
+        if "analyze" in args:
+            kinds = "Kinds of constraint to put side by side, each on the same weights and batch."
+            self.add_argument("--compare", type=Kind, nargs="+", default=[], help=kinds)
         return added
 
 
@@ -68,7 +77,7 @@ class LCWCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = sys.argv[1:] if args is None else args
         command, *flags = given if isinstance(given, list) and given else [""]
-        if command == "export" and (checkpoint := checkpoint_without_config(flags)):
+        if command in COMMANDS and (checkpoint := checkpoint_without_config(flags)):
             self._subcommand_parsers[command].default_config_files = [config_of_run(checkpoint)]
         super().parse_arguments(parser, args)
         if self.config.subcommand == "export":
@@ -76,15 +85,29 @@ class LCWCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        if self.subcommand in COMMANDS:
+        if self.subcommand == "export":
             # The run's accelerator may not be here, and its logger would start a run.
             self.config[self.subcommand].pop("trainer")
+        elif self.subcommand == "analyze":
+            # Before anything of theirs is made: a logger may start a run, a strategy's library be missing here.
+            for name, value in ONE_STEP.items():
+                self.config.analyze.trainer[name] = value
+            self.save_config_callback = None
+            warnings.simplefilter("ignore", PossibleUserWarning)  # Lightning's advice on the run
+            for package in ("pytorch", "fabric"):  # every trainer greets
+                logging.getLogger(f"lightning.{package}").setLevel(logging.ERROR)
 
     @override
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        if self.subcommand in COMMANDS:
+        if self.subcommand == "export":
             return CommandTrainer(devices=1, logger=False, enable_checkpointing=False)
         ours = [self._get(self.config_init, group) for group in GROUPS]
+        if self.subcommand == "analyze":
+            constraint, minibatch_init, monitor = ours
+            analyst = Analyst(monitor.include, monitor.exclude)
+            # To modules that write to their logger's experiment, DummyLogger is one.
+            callbacks = [constraint, minibatch_init, analyst]
+            return super().instantiate_trainer(callbacks=callbacks, logger=DummyLogger())
         users = self._get(self.config_init, "trainer").callbacks or []
         # Ours first: weight averaging copies what the constraint has made.
         callbacks = [*ours, *(users if isinstance(users, list) else [users])]
@@ -93,11 +116,29 @@ class LCWCLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def analyze(self, output: str, ckpt_path: str | None, **kwargs: Any) -> None:
+        """Report on the first training step, under one kind of constraint or under several from the same seed."""
+        kinds = self.config.analyze.compare
+        if kinds and ckpt_path is not None:
+            raise ValueError("--compare draws the weights anew for each kind, so it takes no --ckpt_path.")
+        if kinds and self.config.analyze.seed_everything is False:
+            raise ValueError("--compare draws the same weights for each kind, so it needs a seed: --seed_everything=0.")
+        reports = {}
+        for kind in kinds or [""]:
+            if kind:
+                self.config.analyze.constraint.kind = kind
+                self._set_seed()
+                self.instantiate_classes()
+                kwargs |= {"model": self.model} | ({} if self.datamodule is None else {"datamodule": self.datamodule})
+            reports[kind] = cast(CommandTrainer, self.trainer).analyze(output=output, ckpt_path=ckpt_path, **kwargs)
+        sys.stdout.write(render(reports))
+        sys.stdout.write(f"written to {save(reports, output)}\n")
+
     @override
     def _parse_ckpt_path(self) -> None:
         # Lightning's own version lets the checkpoint's hyperparameters override explicit flags, without a word.
         arguments = self.config[self.config.subcommand]
-        if arguments.ckpt_path is None and self.config.subcommand != "fit":
+        if arguments.ckpt_path is None and self.config.subcommand not in ("fit", "analyze"):
             rank_zero_warn(f"lcw {self.config.subcommand} without --ckpt_path runs the weights as they are drawn.")
         path = arguments.ckpt_path or "last"
         if arguments.weights_only is None:
@@ -117,41 +158,6 @@ class LCWCLI(LightningCLI):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(self.trainer.predict_loop.predictions, path)
         sys.stdout.write(f"predictions, a list with one entry a batch: {path}\n")
-
-
-class SaveConfigBesideLogs(SaveConfigCallback):
-    """Write the run's ``config.yaml`` into its log folder; without a logger there is none, and nothing is written.
-
-    It does not say which checkpoint the run went on from: a ``--ckpt_path`` before ``--config`` would be overridden.
-    """
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.loggers:
-            self.config = self.config.clone()
-            for name in ("ckpt_path", "weights_only"):
-                self.config.pop(name, None)
-            super().setup(trainer, pl_module, stage)
-
-
-def checkpoint_without_config(flags: list[str]) -> Path | None:
-    """Return what ``--ckpt_path`` names, unless a config or a model is named too."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flags_of_one in (("-c", "--config"), ("--model", "--model.class_path"), ("--ckpt_path",)):
-        parser.add_argument(*flags_of_one)
-    known, _ = parser.parse_known_args(flags)
-    local = known.ckpt_path and "://" not in known.ckpt_path
-    return Path(known.ckpt_path) if local and not (known.config or known.model) else None
-
-
-def config_of_run(checkpoint: Path) -> str:
-    """Return the path of ``config.yaml`` in the folder of the run that wrote the checkpoint."""
-    if not checkpoint.exists():
-        raise FileNotFoundError(f"there is no checkpoint {str(checkpoint)!r}.")
-    config = checkpoint.absolute().parent.parent / "config.yaml"
-    if not config.is_file():
-        raise FileNotFoundError(f"export needs the config of the run that wrote {checkpoint}: give it by --config.")
-    return str(config)
 
 
 def main(args: ArgsType = None) -> None:

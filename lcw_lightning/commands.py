@@ -3,19 +3,42 @@
 import copy
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from lcw_lightning.callbacks.analyst import Analyst
 from lcw_lightning.checkpoints import read_checkpoint
 from lcw_lightning.export import export
+from lcw_lightning.initialization import mark_initialized
 from lcw_lightning.loading import load_all_or_nothing
+from lcw_lightning.overrides import override_method, restore_method
 from lcw_lightning.records import restore_constraints
+from lcw_lightning.report import Report
 
-__all__ = ["CommandTrainer"]
+__all__ = ["ONE_STEP", "CommandTrainer"]
+
+ONE_STEP: dict[str, Any] = {
+    "strategy": "auto",
+    "devices": 1,
+    "num_nodes": 1,
+    "callbacks": None,
+    "logger": False,
+    "profiler": None,
+    "accumulate_grad_batches": 1,
+    "limit_val_batches": 0,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "fast_dev_run": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Settings of a trainer that runs one training step on one device and leaves no trace."""
 
 
 class CommandTrainer(Trainer):
@@ -56,12 +79,56 @@ class CommandTrainer(Trainer):
         path = export(part, output, *inputs)
         sys.stdout.write(f"{type(part).__name__} of {type(model).__name__} with plain weights, checked: {path}\n")
 
+    def analyze(
+        self,
+        model: LightningModule,
+        output: str = "analysis",
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        datamodule: LightningDataModule | None = None,
+    ) -> Report:
+        """Run the first training step and report on every layer; nothing is trained and nothing logged.
+
+        The table and the verdict are printed; analysis.json and figures go into a folder. The constraint and the
+        minibatch initialization are those of the config; --shift_monitor.include and .exclude choose layers.
+
+        Args:
+            model: As the config builds it.
+            output: The folder to write into.
+            ckpt_path: A checkpoint, whose weights are looked at in place of freshly drawn ones. One that lies in a
+                run's folder needs no --config: the run's own is taken.
+            weights_only: False unpickles anything that the checkpoint holds, and so runs its code.
+            datamodule: Gives the training batch.
+        """
+        del output  # of several reports together
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        analyst = next(callback for callback in callbacks if isinstance(callback, Analyst))
+        if ckpt_path is not None:
+            checkpoint = read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
+            analyst.load = partial(_load, model, {**checkpoint, "optimizer_states": []})
+            mark_initialized(model)
+        override_method(model, "configure_callbacks", lambda _: [])
+        try:
+            self.fit(model, datamodule=datamodule)
+        finally:
+            restore_method(model, "configure_callbacks")
+        report = analyst.report
+        if report is None:
+            raise ValueError(
+                f"analyze needs one training step, but {type(model).__name__} had no training batch, or skipped it."
+            )
+        return report
+
 
 def load_weights(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
     """Load the checkpoint's constraints and weights, these in their own dtype, as a run loads a checkpoint."""
-    checkpoint = dict(checkpoint)  # the module's own hook may change it
     model.setup("predict")
     model.configure_model()
+    _load(model, checkpoint)
+
+
+def _load(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    checkpoint = dict(checkpoint)  # the module's own hook may change it
     restore_constraints(model, checkpoint)
     model.on_load_checkpoint(checkpoint)
     settings = {"strict": model.strict_loading, "assign": True}

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Observer", "Quantity", "eager_mode", "observe"]
+__all__ = ["Observer", "Quantity", "eager_mode", "observe", "undisturbed"]
 
 Quantity = Literal["input", "preactivation", "preactivation_gradient", "input_gradient"]
 Observer = Callable[[str, Quantity, Tensor], None]
@@ -42,6 +44,33 @@ eager_mode = _EagerMode()
 
 
 @contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put the buffers of ``model`` (BatchNorm statistics among them) and the random number generators back at the end.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with undisturbed(norm):
+        ...     _ = norm(torch.rand(8, 2))
+        >>> norm.running_mean
+        tensor([0., 0.])
+    """
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in before:
+                module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
 def observe(layers: Mapping[str, nn.Module], observer: Observer) -> Iterator[None]:
     """Call ``observer(name, quantity, tensor)`` for each layer's tensors as they appear, within the block.
 
@@ -52,8 +81,14 @@ def observe(layers: Mapping[str, nn.Module], observer: Observer) -> Iterator[Non
     gradients of the network stay bit for bit what they are. Compiled networks run eagerly within the block. A layer
     that is called several times is observed each time.
 
+    Of a layer that returns several tensors z is the first. The last hidden states that a recurrent layer returns
+    beside it show their gradient as one of z, since a network may read either; packed sequences show their data.
+
     Args:
-        layers: Modules that take their input as first argument and return a tensor, by name.
+        layers: Modules that take their input as first argument, by name. Where the same tensor is given as another
+            argument too, as in self-attention, the gradient of the input is that of all of them. If that tensor is
+            read elsewhere too, and is not all of query, key and value, its shares may be summed in another order.
+            Of an input that is no tensor of floating-point numbers nothing is shown.
         observer: Must not keep its tensors: later operations may change them in place.
 
     Example:
@@ -87,8 +122,10 @@ class _Hooks:
     def before(
         self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any] | None:
-        keyword = "" if args else next(iter(kwargs))
-        first = args[0] if args else kwargs[keyword]
+        given = args[0] if args else kwargs.get(_first_parameter(layer), next(iter(kwargs.values()), None))
+        first = _data(given)
+        if not (isinstance(first, Tensor) and first.is_floating_point()):
+            return None  # the layer knows what it makes of this
         self.observer(name, "input", first.detach())
         trained = first.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
         if not (trained and torch.is_grad_enabled()):
@@ -96,13 +133,35 @@ class _Hooks:
         # An alias, so that its gradient is this layer's share alone.
         alias = first.view_as(first) if first.requires_grad else first.detach().requires_grad_()
         self.observe_gradient(alias, name, "input_gradient")
-        return ((alias, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: alias})
+        replacement = given._replace(data=alias) if isinstance(given, PackedSequence) else alias
+        # Attention computes another way where query, key and value are not one object.
+        positional = tuple(replacement if value is given else value for value in args)
+        return positional, {key: replacement if value is given else value for key, value in kwargs.items()}
 
-    def after(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        self.observer(name, "preactivation", output.detach())
-        if output.requires_grad:
-            self.observe_gradient(output, name, "preactivation_gradient")
+    def after(self, name: str, layer: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        first = _data(output[0] if isinstance(output, tuple) and output else output)
+        if not (isinstance(first, Tensor) and first.is_floating_point()):
+            return
+        self.observer(name, "preactivation", first.detach())
+        read = [first]
+        if isinstance(layer, nn.RNNBase):
+            read.append(output[1] if isinstance(output[1], Tensor) else output[1][0])
+        for tensor in read:
+            if tensor.requires_grad:
+                self.observe_gradient(tensor, name, "preactivation_gradient")
 
     def observe_gradient(self, tensor: Tensor, name: str, quantity: Quantity) -> None:
-        handle = tensor.register_hook(lambda gradient: self.observer(name, quantity, gradient.detach()))  # type: ignore[no-untyped-call]
-        self.handles.append(handle)
+        def hook(gradient: Tensor | None) -> None:
+            if gradient is not None:  # as for the outputs of a recurrent layer of which only its last state is read
+                self.observer(name, quantity, gradient.detach())
+
+        self.handles.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+
+
+def _first_parameter(layer: nn.Module) -> str:
+    return next(iter(signature(layer.forward).parameters))
+
+
+def _data(value: Any) -> Tensor:
+    tensor: Tensor = value.data if isinstance(value, PackedSequence) else value
+    return tensor

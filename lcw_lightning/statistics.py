@@ -1,84 +1,53 @@
-"""Activation-shift statistics: one torchmetrics Metric that gathers moments, and pure functions that read them."""
+"""The statistics of activation shift, read from moments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from lcw_lightning.layers import WeightRef, split_channels
-from lcw_lightning.recording import Quantity
-from lcw_lightning.theory.zero_sum import angle_degrees
+from lcw_lightning.moments import NetworkMoments, Series
+from lcw_lightning.observables import ObservedLayer
 
-__all__ = ["ChannelMoments", "NetworkMoments", "layer_statistics"]
+__all__ = ["WeightFacts", "network_statistics"]
 
 
-class ChannelMoments(NamedTuple):
-    """Moments of each channel over samples and positions, all of shape ``(channels,)``."""
-
-    mean: Tensor
-    variance: Tensor
-    zero_fraction: Tensor
-
-
-class NetworkMoments(Metric):
-    """Mean, variance and fraction of zeros of each channel of what layers see and send.
-
-    All sums live in one float64 tensor: under DDP one collective makes them those of the union of all ranks' samples.
-    float64 keeps the square of a vanished gradient from underflow and the variance beside a large shift from
-    cancellation.
-
-    Args:
-        layers: Constrainable weights whose owners will be observed, by layer name.
+class WeightFacts(NamedTuple):
+    """What the statistics need of a layer's weights and bias, which an optimizer is about to change.
 
     Example:
-        >>> moments = NetworkMoments({"first": WeightRef(torch.nn.Linear(2, 1), "weight")})
-        >>> moments.update("first", "input", torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
-        >>> moments.compute()["first"]["input"].mean.tolist()
-        [0.0, 2.0]
+        >>> from torch import nn
+        >>> from lcw_lightning.observables import observed_layers
+        >>> layer = observed_layers(nn.Linear(4, 2))["Linear"]
+        >>> WeightFacts.of(layer, layer.units()).norms.shape
+        torch.Size([2, 1])
     """
 
-    full_state_update = False
-    totals: Tensor
+    sums: Tensor
+    """Sum of every unit's weights, shape ``(units, 1)``."""
+    norms: Tensor
+    """Norm of every unit's weights."""
+    input_norms: Tensor
+    """Norm of each weight vector that meets the input, shape ``(num_projections, 1)``."""
+    bias: Tensor | None
+    """What the layer adds to its preactivation."""
 
-    def __init__(self, layers: Mapping[str, WeightRef]) -> None:
-        super().__init__()
-        self.channel_dims = {name: ref.channel_dim for name, ref in layers.items()}
-        self.columns: dict[tuple[str, Quantity], slice] = {}
-        num_columns = 0
-        for name, ref in layers.items():
-            for quantity, width in _widths(ref).items():
-                self.columns[name, quantity] = slice(num_columns, num_columns + width)
-                num_columns += width
-        self.add_state("totals", torch.zeros(4, num_columns, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, name: str, quantity: Quantity, values: Tensor) -> None:
-        """Add one tensor with the channels of layer ``name`` along their dimension, any number of others around it."""
-        values, others = split_channels(values, self.channel_dims[name])
-        columns = self.totals[:, self.columns[name, quantity]]
-        columns[0] += values.numel() // columns.shape[1]
-        columns[1] += values.sum(others, dtype=torch.float64)
-        columns[2] += torch.linalg.vector_norm(values, dim=others, dtype=torch.float64).square()
-        columns[3] += (values == 0).sum(others)
-
-    def compute(self) -> dict[str, dict[Quantity, ChannelMoments]]:
-        """Return moments by layer and quantity, for all that was seen."""
-        moments: dict[str, dict[Quantity, ChannelMoments]] = {}
-        seen = (self.totals[0] > 0).cpu()
-        for (name, quantity), columns in self.columns.items():
-            if seen[columns].all():
-                count, total, squares, zeros = self.totals[:, columns]
-                mean = total / count
-                variance = (squares / count - mean.square()).clamp(min=0)
-                moments.setdefault(name, {})[quantity] = ChannelMoments(mean, variance, zeros / count)
-        return moments
+    @classmethod
+    def of(cls, layer: ObservedLayer, units: Mapping[str, Tensor]) -> "WeightFacts":
+        """Look at a layer's weights, as :meth:`ObservedLayer.units` gives them."""
+        dtype = torch.promote_types(next(iter(units.values())).dtype, torch.float32)
+        norms = {
+            name: torch.linalg.vector_norm(matrix, dim=1, keepdim=True, dtype=dtype) for name, matrix in units.items()
+        }
+        sums = [matrix.sum(1, keepdim=True, dtype=dtype) for matrix in units.values()]
+        bias = None if layer.bias is None else layer.bias.to(torch.float64, copy=True)
+        return cls(torch.cat(sums), torch.cat(list(norms.values())), layer.input_units(norms), bias)
 
 
-def layer_statistics(
-    moments: Mapping[Quantity, ChannelMoments], ref: WeightRef, units: Tensor, bias: Tensor | None
-) -> dict[str, Tensor]:
-    r"""Return the activation-shift statistics of one layer ``z = W a`` (bias left out), scalars by name.
+def network_statistics(
+    moments: NetworkMoments, layers: Mapping[str, ObservedLayer], facts: Mapping[str, WeightFacts]
+) -> dict[str, dict[str, float]]:
+    r"""Return the activation-shift statistics of each layer ``z = W a`` (bias left out), numbers by name.
 
     ========================== ==========================================================================
     ``shift_ratio``            :math:`\sqrt{\mathrm{mean}_i E[z_i]^2 / \mathrm{mean}_i V[z_i]}`; 0: no shift
@@ -94,40 +63,58 @@ def layer_statistics(
     ``constraint_residual``    :math:`\max_i |\sum_j w_{ij}| / \|w_i\|`; 0 up to rounding under LCW
     ========================== ==========================================================================
 
-    ``gradient_std`` and ``amplification_backward`` are left out where there are no gradients.
+    For what z is of other layers, see :class:`~lcw_lightning.observables.ObservedLayer`. Layers that were not called
+    are left out, and so are statistics of gradients where there were none.
 
     Args:
-        moments: The layer's entry of :meth:`NetworkMoments.compute`.
-        ref: The layer's weight.
-        units: Its value at the time, as :attr:`WeightRef.units`.
-        bias: What the layer adds to ``W a``, or None.
+        moments: What was seen, on all ranks.
+        layers: Those that ``moments`` was made for.
+        facts: Of the weights that the layers used, by layer.
     """
-    a, z = moments["input"], moments["preactivation"]
-    shift = z.mean if bias is None else z.mean - bias
-    units = units.to(torch.float64)
-    norms: Tensor = torch.linalg.vector_norm(units, dim=1)
-    statistics = {
-        "shift_ratio": (shift.square().mean() / z.variance.mean()).sqrt(),
-        "shift_angle_degrees": (90 - angle_degrees(units, ref.expand_to_fan_in(a.mean))).abs().mean(),
-        "input_mean": a.mean.mean(),
-        "input_mean_spread": a.mean.std(correction=0),
-        "preactivation_std": z.variance.mean().sqrt(),
-        "amplification_forward": z.variance.mean() / a.variance.mean(),
-        "sparsity": a.zero_fraction.mean(),
-        "dead_units": (a.zero_fraction == 1).double().mean(),
-        "constraint_residual": (units.sum(1).abs() / norms.where(norms > 0, 1.0)).max(),
+    count, mean, variance, zeros = moments.compute()
+    pooled = moments.mean_by_layer
+    means, variances, seen = pooled(mean), pooled(variance), pooled(count)
+    shift, degrees, spread = _shift_angle_spread(moments, layers, facts, mean)
+    values: dict[str, tuple[Series, Tensor]] = {
+        "shift_ratio": ("preactivation", (pooled(shift**2)["preactivation"] / variances["preactivation"]).sqrt()),
+        "shift_angle_degrees": ("projection", pooled(degrees)["projection"]),
+        "input_mean": ("input", means["input"]),
+        "input_mean_spread": ("input", pooled(spread**2)["input"].sqrt()),
+        "preactivation_std": ("preactivation", variances["preactivation"].sqrt()),
+        "gradient_std": ("preactivation_gradient", variances["preactivation_gradient"].sqrt()),
+        "amplification_forward": ("preactivation", variances["preactivation"] / variances["input"]),
+        "amplification_backward": ("input_gradient", variances["input_gradient"] / variances["preactivation_gradient"]),
+        "sparsity": ("input", pooled(zeros)["input"]),
+        "dead_units": ("input", pooled((zeros == 1).double())["input"]),
+        "constraint_residual": ("input", _residuals([facts[name] for name in layers])),
     }
-    if "preactivation_gradient" in moments and "input_gradient" in moments:
-        da, dz = moments["input_gradient"], moments["preactivation_gradient"]
-        statistics["gradient_std"] = dz.variance.mean().sqrt()
-        statistics["amplification_backward"] = da.variance.mean() / dz.variance.mean()
-    return statistics
+    table = torch.stack([row for series, vector in values.values() for row in (vector, seen[series])])
+    found: dict[str, dict[str, float]] = {}
+    for name, column in zip(layers, table.t().tolist(), strict=True):
+        triples = zip(values, column[::2], column[1::2], strict=True)
+        found[name] = {statistic: number for statistic, number, count in triples if count > 0}
+    return {name: statistics for name, statistics in found.items() if statistics}
 
 
-def _widths(ref: WeightRef) -> dict[Quantity, int]:
-    return {
-        "input": ref.num_channels,
-        "preactivation": ref.num_units,
-        "preactivation_gradient": ref.num_units,
-        "input_gradient": ref.num_channels,
-    }
+def _shift_angle_spread(
+    moments: NetworkMoments, layers: Mapping[str, ObservedLayer], facts: Mapping[str, WeightFacts], mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return E[z_i] without the bias, |90 - angle(w_i, E[a])| and E[a_j] less its layer's mean, by channel."""
+    biases, lengths = [], []
+    for name in layers:
+        fact, a = facts[name], mean[moments.columns[name, "input"]]
+        biases.append(fact.bias if fact.bias is not None else mean.new_zeros(layers[name].out_channels))
+        lengths.append(fact.input_norms * layers[name].expand_to_fan_in(a).norm(dim=1, keepdim=True))
+    length, angle, shift = torch.cat(lengths).squeeze(1), torch.zeros_like(mean), mean.clone()
+    shift[moments.columns_of("preactivation")] -= torch.cat(biases)
+    projection = moments.columns_of("projection")
+    angle[projection] = (mean[projection] / length.where(length > 0, 1.0)).clamp(-1, 1).asin().rad2deg().abs()
+    layer_mean = torch.cat(list(moments.mean_by_layer(mean).values()))
+    return shift, angle, mean - layer_mean.repeat_interleave(moments.widths)
+
+
+def _residuals(facts: Sequence[WeightFacts]) -> Tensor:
+    """Return the largest sum of a unit's weights over their norm, of each layer."""
+    sums, norms = (torch.cat([getattr(fact, name) for fact in facts]).squeeze(1) for name in ("sums", "norms"))
+    lengths = torch.tensor([len(fact.sums) for fact in facts], device=sums.device)
+    return torch.segment_reduce((sums / norms.where(norms > 0, 1.0)).abs(), "max", lengths=lengths)

@@ -117,7 +117,8 @@ def test_print_config_shows_the_three_groups(lcw, capsys):
     assert exit_.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["minibatch_init"] == {"target_std": 1.0, "granularity": "layer"}
-    assert config["shift_monitor"] == {"every_n_steps": 50, "include": ["*"], "exclude": []}
+    monitor = {"every_n_steps": 50, "figures": True, "histograms": False, "include": ["*"], "exclude": []}
+    assert config["shift_monitor"] == monitor
 
 
 def test_completion_is_printed_for_bash(capsys):

@@ -3,8 +3,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
-from lcw_lightning.recording import eager_mode, observe
+from lcw_lightning.recording import eager_mode, observe, undisturbed
 
 
 class Recorder(dict):
@@ -137,6 +138,109 @@ def test_an_input_with_another_keyword_is_observed():
     with observe({"layer": layer}, recorder):
         layer(x=torch.ones(5, 4)).sum().backward()
     assert len(recorder) == 4
+
+
+def test_keyword_inputs_are_told_apart_by_name_not_by_place():
+    attention, recorder = nn.MultiheadAttention(4, 2), Recorder()
+    query, memory = torch.randn(3, 5, 4), torch.randn(7, 5, 4)
+    with observe({"attention": attention}, recorder):
+        attention(need_weights=False, value=memory, key=memory, query=query)[0].sum().backward()
+    assert torch.equal(recorder["attention", "input"][0], query)
+    assert recorder["attention", "input_gradient"][0].shape == query.shape
+
+
+def test_self_attention_shows_the_gradient_of_all_that_its_input_is():
+    attention, recorder, inputs = nn.MultiheadAttention(4, 2), Recorder(), torch.randn(3, 5, 4, requires_grad=True)
+    with observe({"attention": attention}, recorder):
+        attention(inputs, inputs, inputs)[0].square().sum().backward()
+    assert torch.equal(recorder["attention", "input_gradient"][0], inputs.grad)
+    # A control: as query alone it has another.
+    query = inputs.detach().requires_grad_()
+    attention(query, inputs.detach(), inputs.detach())[0].square().sum().backward()
+    assert not torch.allclose(query.grad, inputs.grad)
+
+
+@pytest.mark.parametrize("arguments", [(), (None,), ([1.0, 2.0],)], ids=["nothing", "none", "list"])
+def test_an_input_that_is_mistaken_ends_in_the_layers_own_error(arguments):
+    layer = nn.Linear(4, 4)
+    with pytest.raises(TypeError, match=r"missing 1 required|must be Tensor"), observe({"layer": layer}, Recorder()):
+        layer(*arguments)
+
+
+def test_of_a_layer_that_takes_numbers_of_classes_the_output_is_observed():
+    class OneHot(nn.Linear):
+        def forward(self, classes):
+            return super().forward(nn.functional.one_hot(classes, self.in_features).float())
+
+    layer, recorder = OneHot(4, 3), Recorder()
+    with observe({"layer": layer}, recorder):
+        layer(torch.tensor([0, 3])).sum().backward()
+    assert set(recorder) == {("layer", "preactivation"), ("layer", "preactivation_gradient")}
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
+def test_a_recurrent_layer_shows_gradients_of_its_output_and_of_its_last_state(make):
+    layer, inputs = make(4, 3), torch.randn(6, 5, 4)
+
+    def seen(loss):
+        recorder = Recorder()
+        with observe({"layer": layer}, recorder):
+            output, state = layer(inputs)
+            loss(output, state if isinstance(state, torch.Tensor) else state[0]).backward()
+        return {tuple(gradient.shape): gradient for gradient in recorder["layer", "preactivation_gradient"]}
+
+    output, state = (6, 5, 3), (1, 5, 3)
+    assert torch.equal(seen(lambda z, h: z.sum())[output], torch.ones(output))
+    assert torch.equal(seen(lambda z, h: 2 * h.sum())[state], 2 * torch.ones(state))
+    both = seen(lambda z, h: z.sum() + 2 * h.sum())
+    assert torch.equal(both[output], torch.ones(output))
+    assert torch.equal(both[state], 2 * torch.ones(state))
+
+
+def test_packed_sequences_show_their_data():
+    layer, recorder = nn.GRU(4, 3), Recorder()
+    packed = pack_sequence([torch.randn(length, 4) for length in (5, 2)])
+    with observe({"layer": layer}, recorder):
+        output, _ = layer(packed)
+        output.data.sum().backward()
+    assert torch.equal(recorder["layer", "input"][0], packed.data)
+    assert torch.equal(recorder["layer", "preactivation"][0], output.data.detach())
+    assert recorder["layer", "preactivation_gradient"][0].shape == (7, 3)
+    assert recorder["layer", "input_gradient"][0].shape == (7, 4)
+
+
+class Counting(nn.Module):
+    """Moves a buffer in place, replaces another, and draws numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("cache", None)
+
+    def forward(self, inputs):
+        self.count = self.count + 1
+        return nn.functional.dropout(self.norm(inputs))
+
+
+def test_buffers_and_random_numbers_are_put_back_even_after_an_exception():
+    module, inputs = Counting(), torch.rand(8, 2)
+    before, random, count = copy.deepcopy(module.state_dict()), torch.get_rng_state(), module.count
+
+    def run():
+        with undisturbed(module):
+            module(inputs)
+            assert module.count == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
+    assert module.count is count
+    assert torch.equal(torch.get_rng_state(), random)
+    module(inputs)  # a control
+    assert not any(torch.equal(module.state_dict()[key], before[key]) for key in ("norm.running_mean", "count"))
+    assert not torch.equal(torch.get_rng_state(), random)
 
 
 def backend_calls(function, *contexts):

@@ -1,69 +1,39 @@
+"""The statistics of activation shift; tests/test_snapshot.py holds them against the textbook, layer kind by kind."""
+
 import pytest
 import torch
 from torch import nn
 
 from lcw_lightning import linearly_constrained
-from lcw_lightning.layers import WeightRef
-from lcw_lightning.recording import observe
-from lcw_lightning.statistics import NetworkMoments, layer_statistics
-
-LAYERS = {
-    "linear": (lambda: nn.Linear(6, 4), (256, 6)),
-    "conv2d": (lambda: nn.Conv2d(6, 4, 3), (32, 6, 8, 8)),
-    "grouped": (lambda: nn.Conv2d(6, 4, 3, groups=2), (32, 6, 8, 8)),
-    "conv1d": (lambda: nn.Conv1d(6, 4, 3), (32, 6, 9)),
-}
+from lcw_lightning.moments import ChannelSums, NetworkMoments
+from lcw_lightning.observables import observed_layers
+from lcw_lightning.snapshot import Snapshot
+from lcw_lightning.statistics import WeightFacts, network_statistics
 
 
-def observed(layer, inputs):
-    ref = WeightRef(layer, "weight")
-    moments = NetworkMoments({"layer": ref})
-    gradient = torch.randn_like(layer(inputs))
-    with observe({"layer": layer}, moments.update):
-        layer(inputs).backward(gradient)
-    return layer_statistics(moments.compute()["layer"], ref, ref.units.detach(), layer.bias), gradient
+def observed(layer, *batches):
+    """Statistics of a layer that is called with each of the batches, and random gradients."""
+    snapshot = Snapshot(observed_layers(nn.Sequential(layer)))
+    with snapshot.watching():
+        for inputs in batches:
+            outputs = layer(inputs)
+            outputs.backward(torch.randn_like(outputs))
+    return snapshot.statistics()["0"]
 
 
-def channels(tensor):
-    """The textbook form of the statistics' channels: (samples x positions, channels)."""
-    return tensor.detach().double().movedim(1, -1).flatten(0, -2)
-
-
-@pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
-def test_statistics_match_their_definitions(make, shape):
-    layer, inputs = make(), torch.relu(torch.randn(shape) + 0.3).requires_grad_()
-    statistics, dz = observed(layer, inputs)
-
-    bias = layer.bias.view(1, -1, *[1] * (inputs.dim() - 2))
-    a, z, dz = channels(inputs), channels(layer(inputs) - bias), channels(dz)
-    da = channels(inputs.grad)
-    assert {name: pytest.approx(value.item(), rel=1e-4) for name, value in statistics.items()} == {
-        "shift_ratio": (z.mean(0).square().mean() / z.var(0, correction=0).mean()).sqrt().item(),
-        "shift_angle_degrees": _shift_angle(layer, a.mean(0)),
-        "input_mean": a.mean().item(),
-        "input_mean_spread": a.mean(0).std(correction=0).item(),
-        "preactivation_std": z.var(0, correction=0).mean().sqrt().item(),
-        "gradient_std": dz.var(0, correction=0).mean().sqrt().item(),
-        "amplification_forward": (z.var(0, correction=0).mean() / a.var(0, correction=0).mean()).item(),
-        "amplification_backward": (da.var(0, correction=0).mean() / dz.var(0, correction=0).mean()).item(),
-        "sparsity": (a == 0).double().mean().item(),
-        "dead_units": 0.0,
-        "constraint_residual": (layer.weight.flatten(1).sum(1).abs() / layer.weight.flatten(1).norm(dim=1))
-        .max()
-        .item(),
-    }
-
-
-def _shift_angle(layer, mean):
-    """Angles unit by unit, with the mean image that the unit's own group sees."""
-    groups = getattr(layer, "groups", 1)
-    angles = []
-    for unit, weight in enumerate(layer.weight.detach().double()):
-        group = unit * groups // len(layer.weight)
-        seen = mean.chunk(groups)[group].view(-1, *[1] * (weight.dim() - 1)).expand_as(weight)
-        cosine = torch.cosine_similarity(weight.flatten(), seen.flatten(), dim=0)
-        angles.append(abs(90 - torch.rad2deg(cosine.acos()).item()))
-    return sum(angles) / len(angles)
+def statistics_of(network, series):
+    """Statistics of layers from tensors ``{(layer, quantity): values}`` alone."""
+    layers = observed_layers(network)
+    moments = NetworkMoments(layers)
+    sums = {}
+    for (name, quantity), values in series.items():
+        layer = layers[name]
+        width = layer.in_channels if "input" in quantity else layer.out_channels
+        sums[name, quantity] = ChannelSums.of(values, width, layer.channel_dim)
+    moments.update(sums)
+    return network_statistics(
+        moments, layers, {name: WeightFacts.of(layer, layer.units()) for name, layer in layers.items()}
+    )
 
 
 def test_a_transposed_convolution_has_the_statistics_of_the_convolution_that_it_equals():
@@ -74,86 +44,114 @@ def test_a_transposed_convolution_has_the_statistics_of_the_convolution_that_it_
         plain.bias.copy_(transposed.bias)
     images = torch.rand(16, 6, 4, 4)
     torch.manual_seed(1)
-    expected, _ = observed(plain, images)
+    expected = observed(plain, images)
     torch.manual_seed(1)
-    statistics, _ = observed(transposed, images)
-    assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
-        {name: value.item() for name, value in expected.items()}, rel=1e-4
-    )
+    assert observed(transposed, images) == pytest.approx(expected, rel=1e-4)
 
 
 def test_zero_sum_weights_on_equal_means_have_no_shift():
-    layer = linearly_constrained(nn.Linear(64, 32))
-    statistics, _ = observed(layer, 0.5 + 0.1 * torch.randn(20_000, 64))
+    statistics = observed(linearly_constrained(nn.Linear(64, 32)), 0.5 + 0.1 * torch.randn(20_000, 64))
     assert statistics["shift_ratio"] < 0.02
     assert statistics["shift_angle_degrees"] < 0.1
     assert statistics["constraint_residual"] < 1e-6
-    plain, _ = observed(nn.Linear(64, 32), 0.5 + 0.1 * torch.randn(20_000, 64))
+    plain = observed(nn.Linear(64, 32), 0.5 + 0.1 * torch.randn(20_000, 64))
     assert plain["shift_ratio"] > 1
     assert plain["shift_angle_degrees"] > 1
     assert plain["constraint_residual"] > 1
 
 
+def test_the_bias_is_no_shift():
+    layer, inputs = nn.Linear(6, 4), torch.randn(64, 6)
+    before = observed(layer, inputs)
+    nn.init.constant_(layer.bias, 100.0)
+    assert observed(layer, inputs)["shift_ratio"] == pytest.approx(before["shift_ratio"], rel=1e-3)
+
+
 def test_propositions_4_and_5_square_zero_sum_layers_amplify_alike_both_ways():
-    statistics, _ = observed(linearly_constrained(nn.Linear(128, 128)), torch.rand(20_000, 128))
-    assert statistics["amplification_forward"] == pytest.approx(statistics["amplification_backward"].item(), rel=0.02)
+    statistics = observed(linearly_constrained(nn.Linear(128, 128)), torch.rand(20_000, 128))
+    assert statistics["amplification_forward"] == pytest.approx(statistics["amplification_backward"], rel=0.02)
 
 
 def test_plain_weights_amplify_what_inputs_share_forward_but_not_backward():
     layer = nn.Linear(128, 128)
     nn.init.normal_(layer.weight, mean=0.05, std=0.1)
     inputs = torch.rand(20_000, 128) + torch.rand(20_000, 1)
-    plain, _ = observed(layer, inputs)
+    plain = observed(layer, inputs)
     assert plain["amplification_forward"] > 5 * plain["amplification_backward"]
-    constrained, _ = observed(linearly_constrained(layer), inputs)
+    constrained = observed(linearly_constrained(layer), inputs)
     assert constrained["amplification_forward"] < constrained["amplification_backward"]
 
 
 def test_dead_and_sparse_inputs_are_counted():
     inputs = torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.0, 3.0, 1.0, 0.0]])
-    statistics, _ = observed(nn.Linear(4, 2), inputs)
+    statistics = observed(nn.Linear(4, 2), inputs)
     assert statistics["dead_units"] == 0.25
     assert statistics["sparsity"] == 0.5
 
 
-def test_a_vanished_gradient_and_a_large_shift_keep_their_size():
-    layer = nn.Linear(2, 1, bias=False)
-    ref = WeightRef(layer, "weight")
-    moments = NetworkMoments({"layer": ref})
-    signs = torch.tensor([[1.0], [-1.0]])
-    moments.update("layer", "preactivation_gradient", 1e-30 * signs)
-    moments.update("layer", "preactivation", 1000 + 0.125 * signs)
-    found = moments.compute()["layer"]
-    assert found["preactivation_gradient"].variance.sqrt().item() == pytest.approx(1e-30)
-    assert found["preactivation"].variance.sqrt().item() == pytest.approx(0.125)
+def test_a_channel_is_dead_if_it_is_zero_at_every_position_and_in_every_call():
+    images = torch.ones(2, 4, 3, 3)
+    images[:, 0] = 0
+    images[0, 1] = 0
+    layer = nn.Conv2d(4, 2, 1)
+    assert observed(layer, images)["dead_units"] == 0.25
+    assert observed(layer, images, torch.ones(2, 4, 3, 3))["dead_units"] == 0
 
 
-def test_moments_of_two_batches_are_those_of_their_union():
-    ref = WeightRef(nn.Linear(3, 2), "weight")
-    whole, parts = NetworkMoments({"layer": ref}), NetworkMoments({"layer": ref})
-    batch = torch.randn(10, 3)
-    whole.update("layer", "input", batch)
-    parts.update("layer", "input", batch[:4])
-    parts.update("layer", "input", batch[4:])
-    for one, other in zip(whole.compute()["layer"]["input"], parts.compute()["layer"]["input"], strict=True):
-        torch.testing.assert_close(one, other)
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30], ids=str)
+def test_gradients_of_any_size_keep_it(size):
+    network, signs = nn.Sequential(nn.Linear(2, 1)), torch.tensor([[1.0], [-1.0]])
+    gradients = {("0", "preactivation_gradient"): size * signs, ("0", "input_gradient"): 3 * size * signs.expand(2, 2)}
+    row = statistics_of(network, gradients)["0"]
+    assert row["gradient_std"] == pytest.approx(size, rel=1e-6)
+    assert row["amplification_backward"] == pytest.approx(9, rel=1e-6)
+
+
+def test_a_large_shift_leaves_the_spread_beside_it():
+    network, signs = nn.Sequential(nn.Linear(2, 1, bias=False)), torch.tensor([[1.0], [-1.0]])
+    values = {("0", "preactivation"): 1e6 + 0.125 * signs, ("0", "input"): 1e6 + torch.tensor([[0.5, -0.5]] * 2)}
+    row = statistics_of(network, values)["0"]
+    assert row["preactivation_std"] == pytest.approx(0.125, rel=1e-3)
+    assert row["shift_ratio"] == pytest.approx(8e6, rel=1e-3)
+    assert row["input_mean"] == 1e6
+    assert row["input_mean_spread"] == 0.5
+
+
+def test_layers_of_different_widths_do_not_mix():
+    network = nn.Sequential(nn.Linear(6, 3), nn.Conv2d(2, 5, 3), nn.LSTM(4, 7))
+    values = {name: torch.randn(40, layer.in_channels) for name, layer in observed_layers(network).items()}
+    series = {(name, "input"): tensor for name, tensor in values.items() if name != "1"}
+    series["1", "input"] = values["1"].view(40, 2, 1, 1)
+    for name, row in statistics_of(network, series).items():
+        assert row["input_mean"] == pytest.approx(values[name].double().mean().item(), rel=1e-6), name
 
 
 def test_what_was_not_seen_is_left_out():
-    refs = {name: WeightRef(nn.Linear(3, 2), "weight") for name in ("seen", "unseen")}
-    moments = NetworkMoments(refs)
-    moments.update("seen", "input", torch.randn(4, 3))
-    moments.update("seen", "preactivation", torch.randn(4, 2))
-    found = moments.compute()
+    network = nn.ModuleDict({"seen": nn.Linear(3, 2), "unseen": nn.Linear(3, 2)})
+    found = statistics_of(network, {("seen", "input"): torch.randn(4, 3), ("seen", "preactivation"): torch.randn(4, 2)})
     assert list(found) == ["seen"]
-    statistics = layer_statistics(found["seen"], refs["seen"], refs["seen"].value.detach(), None)
-    assert "shift_ratio" in statistics
-    assert "gradient_std" not in statistics
+    assert "shift_ratio" in found["seen"]
+    assert "gradient_std" not in found["seen"]
+    assert "amplification_backward" not in found["seen"]
 
 
 def test_a_single_sample_without_a_batch_dimension_counts_as_one():
-    ref = WeightRef(nn.Linear(3, 2), "weight")
-    moments = NetworkMoments({"layer": ref})
-    moments.update("layer", "input", torch.tensor([1.0, 2.0, 3.0]))
-    moments.update("layer", "input", torch.tensor([3.0, 2.0, 3.0]))
-    assert moments.compute()["layer"]["input"].mean.tolist() == [2.0, 2.0, 3.0]
+    layer, samples = nn.Linear(3, 2), torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 3.0]])
+    one_by_one = observed(layer, *samples)
+    assert one_by_one["input_mean_spread"] == pytest.approx((2 / 9) ** 0.5)  # of means 2, 2, 3
+    together = observed(layer, samples)
+    for name in ("input_mean", "shift_ratio", "preactivation_std", "shift_angle_degrees"):
+        assert one_by_one[name] == pytest.approx(together[name], rel=1e-5), name
+
+
+def test_facts_hold_every_units_sum_and_norm():
+    layer = nn.LSTM(3, 4, proj_size=2)
+    found = observed_layers(nn.Sequential(layer))["0"]
+    facts = WeightFacts.of(found, found.units())
+    weights = [layer.weight_ih_l0, layer.weight_hh_l0, layer.weight_hr_l0]
+    torch.testing.assert_close(facts.sums, torch.cat([weight.detach().sum(1, keepdim=True) for weight in weights]))
+    torch.testing.assert_close(
+        facts.norms, torch.cat([weight.detach().norm(dim=1, keepdim=True) for weight in weights])
+    )
+    torch.testing.assert_close(facts.input_norms, weights[0].detach().norm(dim=1, keepdim=True))
+    assert facts.bias is None

@@ -5,19 +5,40 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lcw_lightning import (
+    CIFAR10,
+    CIFAR100,
     MLP,
+    MNIST,
+    VGG19,
     ConstraintCallback,
     Digits,
+    FashionMNIST,
     GeometricDecay,
     ImageClassifier,
     MinibatchInitCallback,
+    PreActResNet18,
     ShiftMonitor,
+    analyze,
+    centered_weight_norm,
     constrain,
     fold,
     linearly_constrained,
     load_from_checkpoint,
     minibatch_init_,
 )
+
+IMAGE_NETWORKS: list[nn.Module] = [
+    VGG19(num_classes=100, in_channels=1, width=2, hidden_width=8, dropout=0.1, activation=nn.Tanh, norm="layer"),
+    PreActResNet18(num_classes=100, in_channels=1, width=2, activation=nn.Tanh, norm="none"),
+]
+
+IMAGE_DATA = [
+    MNIST("data", batch_size=64, val_size=5000),
+    FashionMNIST("data", augment=True, split_seed=1),
+    CIFAR10("data", augment=False, download=False),
+    CIFAR100("data", workers=2),
+]
+SHAPES: list[tuple[int, int, int]] = [data.image_shape for data in IMAGE_DATA]
 
 
 class Autoencoder(LightningModule):
@@ -43,7 +64,15 @@ def make_classifier() -> ImageClassifier:
     network = MLP(in_features=64, num_classes=10, depth=2, width=8, activation=nn.Tanh, norm="batch")
     names: list[str] = constrain(network, "lcw", include=["hidden.*"], exclude=["*.1.*"])
     assert names == ["hidden.0.linear.weight"]
+    output: nn.Module = centered_weight_norm(nn.Linear(8, 10), name="weight")
+    network.output = output
     minibatch_init_(network, torch.rand(16, 1, 8, 8), target_std=1.0, granularity="unit")
+    batch = (torch.rand(16, 1, 8, 8), torch.randint(10, (16,)))
+    report = analyze(network, batch, loss=nn.functional.cross_entropy, include=["*"], exclude=())
+    findings: list[str] = [finding.says for finding in report.findings]
+    first_row: dict[str, float] = report.statistics["hidden.0.linear"]
+    assert all(findings)
+    assert "shift_ratio" in first_row
     return ImageClassifier(
         network,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
@@ -56,7 +85,7 @@ def train(module: LightningModule, path: str) -> None:
     callbacks = [
         ConstraintCallback(kind="lcw", include=["*"], exclude=()),
         MinibatchInitCallback(target_std=1.0, granularity="layer"),
-        ShiftMonitor(every_n_steps=10, include=["*"]),
+        ShiftMonitor(every_n_steps=10, figures=False, include=["*"], exclude=(), histograms=False),
     ]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, callbacks=[*callbacks], **quiet)  # type: ignore[arg-type]

@@ -1,0 +1,168 @@
+"""One minibatch through any network and loss: what every layer shows, before a step is trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import PackedSequence
+
+from lcw_lightning.kinds import kind_of
+from lcw_lightning.observables import ObservedLayer, observed_layers
+from lcw_lightning.patterns import listed
+from lcw_lightning.recording import undisturbed
+from lcw_lightning.report import Report
+from lcw_lightning.snapshot import Snapshot
+from lcw_lightning.verdict import Condition
+
+__all__ = ["analyze", "report_of"]
+
+ZERO_SUM = 1e-3  # largest sum of a unit's weights over their norm that counts as zero
+
+
+def analyze(
+    network: nn.Module,
+    batch: Any,
+    loss: Callable[..., Tensor] | None = None,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> Report:
+    """Send one minibatch through a network, forward and backward, and report on every layer.
+
+    The network is left as it was: weights, gradients, modes, buffers (BatchNorm statistics among them) and torch's
+    random number generators. It runs in the modes that its modules are in: in training mode, as training will see it.
+    Your own hooks run as they would in training, but for those that wait for an accumulated gradient.
+
+    Args:
+        network: Any module with a layer of the kinds that :func:`~lcw_lightning.constrain` knows.
+        batch: A pair ``(inputs, targets)``, or inputs alone. Inputs are what the network takes: a tensor or a packed
+            sequence, a tuple or list of arguments, a mapping of keyword arguments. Several samples: of one alone
+            nothing varies.
+        loss: Maps ``(outputs, targets)``, or without targets the outputs, to a scalar. Unless given it is the
+            cross-entropy of logits and class numbers; without targets and without a loss there is no backward pass.
+        include: Glob patterns on weight names ``layer.weight``.
+        exclude: Glob patterns of weights to leave out.
+
+    Returns:
+        The report: print it, read its ``statistics`` and ``findings``, ``save(folder)`` it as JSON and figures.
+
+    Raises:
+        ValueError: A pattern that matches no weight, a network that calls none of its layers, outputs and targets that
+            cross-entropy does not take, or a loss that is no scalar or does not depend on the network.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> network = nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Sigmoid())])
+        >>> report = analyze(network, (torch.rand(128, 64), torch.randint(10, (128,))))
+        >>> [finding.says.split(":")[0] for finding in report.findings]
+        ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 19 of 20 layers']
+    """
+    layers = observed_layers(network, include, exclude)
+    inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
+    args, kwargs, leaves = _arguments(inputs)
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    snapshot = Snapshot(layers, device, with_values=True)
+    value = None
+    with undisturbed(network), torch.inference_mode(False), torch.enable_grad(), snapshot.watching():
+        outputs = network(*args, **kwargs)
+        if loss is not None or targets:
+            value = _loss_value(loss or _cross_entropy, outputs, targets)
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            _backward(value, [*leaves, *trained])
+    return report_of(snapshot, None if value is None else value.item())
+
+
+def report_of(snapshot: Snapshot, loss: float | None) -> Report:
+    """Return the report of what a snapshot has seen.
+
+    Raises:
+        ValueError: It has seen none of its layers.
+    """
+    statistics = snapshot.statistics()
+    if not statistics:
+        raise ValueError(
+            f"none of the layers {listed(snapshot.layers)} was called in this forward pass, and layers whose weights "
+            "are read without calling them cannot be watched."
+        )
+    condition = Condition(
+        unreached=[name for name in snapshot.layers if name not in statistics],
+        frozen=[
+            name
+            for name, layer in snapshot.layers.items()
+            if not any(parameter.requires_grad for ref in layer.weights.values() for parameter in ref.parameters)
+        ],
+        zero=[name for name, facts in snapshot.facts.items() if not facts.norms.any()],
+        zero_sum=[
+            name
+            for name, row in statistics.items()
+            if row.get("constraint_residual", 1.0) < ZERO_SUM or _sums_to_zero(snapshot.layers[name])
+        ],
+        input_values={name: sums.number for (name, of), sums in snapshot.sums.items() if of == "input"},
+        gradient_values={
+            name: sums.number * len(sums.total)
+            for (name, of), sums in snapshot.sums.items()
+            if of == "preactivation_gradient"
+        },
+    )
+    return Report(statistics, condition, loss, snapshot.values())
+
+
+def _sums_to_zero(layer: ObservedLayer) -> bool:
+    """Return whether a constraint says so, whatever half precision makes of the sum."""
+    return all(kind_of(ref) in ("lcw", "cwn") for ref in layer.weights.values())
+
+
+def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:
+    """Return positional and keyword arguments, and those leaves of theirs that take a gradient."""
+    leaves: list[Tensor] = []
+
+    def differentiable(value: Any) -> Any:
+        if isinstance(value, PackedSequence):
+            return value._replace(data=differentiable(value.data))
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1].clone()  # which a network may change in place, unlike a leaf
+
+    if isinstance(inputs, Mapping):
+        return [], {name: differentiable(value) for name, value in inputs.items()}, leaves
+    several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
+    return [differentiable(value) for value in (inputs if several else [inputs])], {}, leaves
+
+
+def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
+    if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point():
+        try:
+            return cross_entropy(outputs, targets)
+        except (IndexError, RuntimeError, ValueError) as error:
+            given = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}: {error}"
+            cause: Exception | None = error
+    else:
+        names = [
+            str(value.dtype) if isinstance(value, Tensor) else type(value).__name__ for value in (outputs, targets)
+        ]
+        given, cause = f"outputs of {names[0]} and targets of {names[1]}.", None
+    raise ValueError(
+        "analyze() takes the cross-entropy of logits and class numbers unless it is given a loss=, a function of "
+        f"outputs and targets; got {given}"
+    ) from cause
+
+
+def _loss_value(loss: Callable[..., Tensor], outputs: Any, targets: list[Any]) -> Tensor:
+    value = loss(outputs, *targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"analyze() needs a loss that is one number, got {given}; take its mean.")
+    return value
+
+
+def _backward(value: Tensor, leaves: list[Tensor]) -> None:
+    # Unlike backward() this leaves the .grad of parameters, and whatever hangs on it, alone.
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "analyze() needs a loss that depends on the network's inputs or on weights that require a gradient, and "
+            "this one does not; look for detach(), no_grad() and argmax()."
+        )
