@@ -91,9 +91,10 @@ def constrainable_parameter(module: nn.Module, name: str, kind: type[Constraint]
         )
     fan_in = WeightRef(module, name).fan_in if weight.dim() > 1 else 1
     if fan_in < kind.smallest_fan_in:
+        why = ", for which zero is the only zero-sum weight" if kind.smallest_fan_in > 1 else ""
         raise ValueError(
             f"a constraint needs fan_in >= {kind.smallest_fan_in}, but {owner} of shape {tuple(weight.shape)} has "
-            f"fan_in={fan_in}, for which zero is the only zero-sum weight; leave this layer unconstrained."
+            f"fan_in={fan_in}{why}; leave this layer unconstrained."
         )
     return weight
 

@@ -70,6 +70,8 @@ def read(name: str, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
     dataset = getattr(torchvision.datasets, name)
     try:
         whole = dataset(folder, train=train)
+        if len(whole.data) != len(whole.targets):
+            raise ValueError(f"{len(whole.data)} images have {len(whole.targets)} labels")
     except Exception as error:
         prepare(name, folder, download=False)  # which knows more than torchvision tells
         paths = ", ".join(str(folder.absolute() / path) for path in _layout(dataset)[0])

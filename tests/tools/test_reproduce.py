@@ -163,6 +163,7 @@ def test_a_report_without_runs_is_one_message(tools, tmp_path):
         tools.reproduce.main(["fig5", "--report", f"--output={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_an_unbroken_one(tools, small, tmp_path):
     small.run("unbroken", "--networks=vgg", "--methods=LCW")
     process = small.start("killed", "--networks=vgg", "--methods=LCW")
