@@ -1,4 +1,4 @@
-r"""How much an activation function amplifies the variance of what passes it, forward and backward.
+r"""How much activations and layers amplify the variance of what passes them, forward and backward.
 
 The paper (Kutsuna, Section 4.2) takes a preactivation :math:`z \sim \mathcal{N}(0, \sigma^2)`, an activation
 :math:`a = f(z)` and a gradient :math:`\nabla_a` of mean zero, independent of z, so that
@@ -7,29 +7,21 @@ The paper (Kutsuna, Section 4.2) takes a preactivation :math:`z \sim \mathcal{N}
 .. math:: \phi_{fw} = \frac{V(a)}{V(z)} = \frac{V(f(z))}{\sigma^2}, \qquad
           \phi_{bw} = \frac{V(\nabla_z)}{V(\nabla_a)} = E[f'(z)^2].
 
+:class:`VarianceMap` takes the weights and biases of a wide layer in as well.
+
 An activation is any callable that maps each element of a tensor by itself. It is called with float64 on the CPU; a
 module through a copy, in the mode (train or eval) that it is in. Its slope :math:`f'` is the one that autograd gives.
 """
 
-import copy
 import math
-import sys
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from scipy.integrate import quad_vec
-from torch import Tensor, nn
+from lcw_lightning.theory.correlation import mean_product
+from lcw_lightning.theory.fixed_points import fixed_points
+from lcw_lightning.theory.gaussian import Function, elementwise, standard_deviation
+from lcw_lightning.theory.integrated import gaussian_moments
 
-__all__ = ["gaussian_expectation", "phi_bw", "phi_fw", "std_ratio_bw", "std_ratio_fw"]
-
-TAIL = 38.0  # standard deviations beyond which the Gaussian density is 0 in float64
-# Functions bend at sizes of z that have nothing to do with sigma: panels that halve towards 0 meet all of them.
-OCTAVES = 25
-SOUGHT_ERROR, WORST_ERROR = 1e-11, 1e-6
-FLOAT64: Any = {"dtype": torch.float64, "device": "cpu"}
-
-Function = Callable[[Tensor], Tensor]
+__all__ = ["VarianceMap", "phi_bw", "phi_fw", "std_ratio_bw", "std_ratio_fw"]
 
 
 def phi_fw(activation: Function, sigma: float) -> float:
@@ -51,24 +43,14 @@ def phi_fw(activation: Function, sigma: float) -> float:
             varies too fast to be integrated.
 
     Example:
+        >>> import torch
         >>> round(phi_fw(torch.relu, 1.0), 2)
         0.34
         >>> [round(phi_fw(torch.sigmoid, sigma), 4) for sigma in (0.5, 1.0, 2.0)]
         [0.0558, 0.0434, 0.0246]
     """
-    function, origin = _elementwise(activation, sigma)
-    if _is_relu(activation):
-        return (1 - 1 / math.pi) / 2
-    mean_square = gaussian_expectation(lambda z: ((function(z) - origin) / sigma).square(), sigma)
-    if mean_square == 0:
-        return 0.0
-
-    def moments(z: Tensor) -> Tensor:
-        normalized = (function(z) - origin) / (sigma * mean_square.sqrt())
-        return torch.stack((normalized, normalized.square()))
-
-    mean, _ = gaussian_expectation(moments, sigma)
-    return float(mean_square * (1 - mean.square()))
+    _check(sigma)
+    return gaussian_moments(activation).variance(sigma**2) / sigma**2
 
 
 def phi_bw(activation: Function, sigma: float) -> float:
@@ -79,27 +61,21 @@ def phi_bw(activation: Function, sigma: float) -> float:
     numbers, the arguments and the errors are at :func:`phi_fw`.
 
     Example:
+        >>> import torch
         >>> phi_bw(torch.relu, 1.0)
         0.5
         >>> [round(phi_bw(torch.sigmoid, sigma), 4) for sigma in (0.5, 1.0, 2.0)]
         [0.056, 0.0448, 0.029]
     """
-    function, origin = _elementwise(activation, sigma)
-    if _is_relu(activation):
-        return 0.5
-
-    def squares(z: Tensor) -> Tensor:
-        value, slope = _value_and_slope(function, z)
-        # A steep piece may fall between the nodes, and its slope with it; the rise that it leaves behind does not.
-        return torch.stack((slope, (value - origin) / sigma)).square()
-
-    return float(gaussian_expectation(squares, sigma)[0])
+    _check(sigma)
+    return gaussian_moments(activation).slope_mean_square(sigma**2)
 
 
 def std_ratio_fw(activation: Function, sigma: float) -> float:
     r"""Return :math:`\sqrt{\phi_{fw}} = \mathrm{std}(f(z)) / \mathrm{std}(z)`, which the paper prints for the sigmoid.
 
     Example:
+        >>> import torch
         >>> [round(std_ratio_fw(torch.sigmoid, sigma), 4) for sigma in (0.5, 1.0, 2.0)]
         [0.2363, 0.2083, 0.157]
     """
@@ -110,90 +86,93 @@ def std_ratio_bw(activation: Function, sigma: float) -> float:
     r"""Return :math:`\sqrt{\phi_{bw}} = \mathrm{std}(\nabla_z) / \mathrm{std}(\nabla_a)`, the paper's for the sigmoid.
 
     Example:
+        >>> import torch
         >>> [round(std_ratio_bw(torch.sigmoid, sigma), 4) for sigma in (0.5, 1.0, 2.0)]
         [0.2367, 0.2117, 0.1704]
     """
     return math.sqrt(phi_bw(activation, sigma))
 
 
-def gaussian_expectation(integrand: Function, sigma: float) -> Tensor:
-    r"""Return :math:`E[g(z)]` for :math:`z \sim \mathcal{N}(0, \sigma^2)`, by adaptive Gauss-Kronrod quadrature.
+@dataclass(frozen=True)
+class VarianceMap:
+    r"""The variance of the next layer's preactivations, as a function of this layer's, in a wide network.
 
-    Kinks and jumps are found by bisection. The error sought is 1e-11 of the largest component: beside a component
-    that may vanish put one that cannot, such as its square. An error above 1e-6 of it is a ValueError.
+    Weights are drawn from :math:`\mathcal{N}(0, \sigma_w^2 / \text{fan-in})`, biases from
+    :math:`\mathcal{N}(0, \sigma_b^2)` (Price et al., ICLR 2024, Section 2):
+
+    .. math:: V(q) = \sigma_w^2 E[\phi(\sqrt q Z)^2] + \sigma_b^2.
+
+    Weights that sum to zero over the inputs of each unit see only how the activations differ from their mean, so that
+    in the wide limit the mean square becomes a variance, which this project derived itself and the papers do not have:
+
+    .. math:: V_{LCW}(q) = \sigma_w^2 \mathrm{Var}[\phi(\sqrt q Z)] + \sigma_b^2.
+
+    All methods raise a ValueError where q is not positive and finite or the activation cannot be integrated.
 
     Args:
-        integrand: The function g: float64 tensors of shape ``(n,)`` to ``(..., n)``.
-        sigma: Standard deviation, positive and finite.
-
-    Returns:
-        The expectation, float64, shape ``(...)``.
+        activation: The function phi, elementwise and deterministic. Closed forms are used for ReLU, the identity and
+            the sparse activations, through their attribute ``thresholded``; others are integrated.
+        sigma_w: Standard deviation of the weights, times the root of the fan-in.
+        sigma_b: Standard deviation of the biases.
+        zero_sum: Whether the weights are zero-sum.
 
     Example:
-        >>> gaussian_expectation(lambda z: torch.stack((z.cos(), z.abs())), sigma=1.0)
-        tensor([0.6065, 0.7979], dtype=torch.float64)
+        >>> import torch
+        >>> relu = VarianceMap(torch.relu, sigma_w=math.sqrt(2))
+        >>> round(relu(3.0), 9), round(relu.chi_1(3.0), 9), round(relu.correlation(0.0, 3.0), 4)
+        (3.0, 1.0, 0.3183)
+        >>> VarianceMap(torch.tanh, sigma_w=1.5, sigma_b=0.2).fixed_points(lowest=0.1, highest=10.0)
+        [0.870...]
     """
-    upper = TAIL / 2 ** torch.arange(OCTAVES, **FLOAT64)
-    lower = torch.cat((upper[1:], torch.zeros(1, **FLOAT64)))
-    widths = (upper - lower) / math.sqrt(2 * math.pi)
 
-    def folded(position: float) -> Any:
-        # All panels, on both sides of 0, in one call.
-        standardized = lower + (upper - lower) * position
-        weights = widths * torch.exp(-standardized.square() / 2)
-        values = integrand(sigma * torch.cat((standardized, -standardized))).detach()
-        if not values.isfinite().all():
-            raise ValueError(f"An activation, its slope and their squares must be finite: not so at sigma = {sigma}.")
-        return (values * torch.cat((weights, weights))).sum(-1).numpy()
+    activation: Function
+    sigma_w: float
+    sigma_b: float = 0.0
+    zero_sum: bool = False
 
-    smallest = sys.float_info.min  # so that the integral of 0 converges
-    value, error = quad_vec(folded, 0, 1, smallest, SOUGHT_ERROR, norm="max", limit=500)
-    expectation = torch.as_tensor(value, **FLOAT64)
-    if not error <= smallest + WORST_ERROR * expectation.abs().max():
-        raise ValueError(
-            f"A Gaussian expectation must be finite and its integrand not too rough, but at sigma = {sigma} the "
-            f"integral {value} may be wrong by {error:.1e}: take a smaller sigma or a smoother function."
-        )
-    return expectation
+    def __call__(self, q: float) -> float:
+        """Return V(q)."""
+        return self._derivative(q, 0) + self.sigma_b**2
+
+    def slope(self, q: float) -> float:
+        """Return V'(q). Variances near a fixed point approach it by this factor a layer."""
+        return self._derivative(q, 1)
+
+    def curvature(self, q: float) -> float:
+        """Return V''(q)."""
+        return self._derivative(q, 2)
+
+    def chi_1(self, q: float) -> float:
+        r"""Return :math:`\chi_1 = \sigma_w^2 E[\phi'^2]`, by which a layer amplifies gradients; zero-sum or not."""
+        return self.sigma_w**2 * gaussian_moments(self.activation).slope_mean_square(q)
+
+    def correlation(self, rho: float, q: float) -> float:
+        r"""Return R(rho), the correlation of two inputs' preactivations of variance q each, one layer further.
+
+        .. math:: R(\rho) = (\sigma_w^2 E[\phi(u_1) \phi(u_2)] + \sigma_b^2) / q.
+
+        At a fixed point q it is 1 at rho = 1, with slope chi_1. For zero-sum weights the mean product becomes a
+        covariance. A ValueError is raised unless rho is between -1 and 1.
+        """
+        sigma = standard_deviation(q)
+        function, _ = elementwise(self.activation, sigma)
+        centre = gaussian_moments(self.activation).mean(q) if self.zero_sum else 0.0
+        product = mean_product(lambda u: function(u).detach() - centre, sigma, rho)
+        return (self.sigma_w**2 * product + self.sigma_b**2) / q
+
+    def fixed_points(self, lowest: float = 1e-3, highest: float = 1e4) -> list[float]:
+        """Return all q in [lowest, highest] with V(q) = q, also those at which V only touches the diagonal.
+
+        A ValueError is raised where V(q) = q on a whole interval, as for ReLU with sigma_w = sqrt(2) and no bias. How
+        they are found is at :func:`~lcw_lightning.theory.fixed_points.fixed_points`.
+        """
+        return fixed_points(self, self.slope, lowest, highest)
+
+    def _derivative(self, q: float, order: int) -> float:
+        moments = gaussian_moments(self.activation)
+        return self.sigma_w**2 * (moments.variance(q, order) if self.zero_sum else moments.mean_square(q, order))
 
 
-def _elementwise(activation: Function, sigma: float) -> tuple[Function, Tensor]:
-    """Return the activation, known to be elementwise and checked to be finite at every call, and its value at 0."""
+def _check(sigma: float) -> None:
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma is a standard deviation: it must be positive and finite, but {sigma} was given.")
-    name = getattr(activation, "__name__", repr(activation))
-    if isinstance(activation, nn.Module):
-        with torch.inference_mode(False):
-            activation = copy.deepcopy(activation).to(**FLOAT64)
-
-    def function(z: Tensor) -> Tensor:
-        value = activation(z.clone())  # which it may overwrite
-        if not (isinstance(value, Tensor) and value.shape == z.shape):
-            given = getattr(value, "shape", type(value).__name__)
-            raise ValueError(f"{name} must return a tensor of its input's shape {z.shape}, but returned {given}.")
-        bad = ~value.isfinite()
-        if bad.any():
-            raise ValueError(f"{name} must be finite everywhere, but at {z[bad][0]:.6g} it is {value[bad][0]}.")
-        return value.to(torch.float64)
-
-    probe = torch.linspace(-TAIL * sigma, TAIL * sigma, 1000, **FLOAT64)
-    if not torch.allclose(function(probe)[::2], function(probe[::2])):
-        raise ValueError(
-            f"{name} must map each element by itself and always to the same value, but does not: put a random module "
-            "in eval mode, and leave out what looks at several elements at once, such as a normalization."
-        )
-    return function, function(torch.zeros(1, **FLOAT64))
-
-
-def _is_relu(activation: Function) -> bool:
-    return type(activation) is nn.ReLU or activation in (torch.relu, nn.functional.relu)
-
-
-def _value_and_slope(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False), torch.enable_grad():
-        z = z.clone().requires_grad_()
-        value = function(z)
-        if not value.requires_grad:
-            return value, torch.zeros_like(z)
-        (slope,) = torch.autograd.grad(value.sum(), z, materialize_grads=True)
-    return value.detach(), slope

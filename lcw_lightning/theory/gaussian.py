@@ -1,0 +1,108 @@
+r"""Expectations of any elementwise function of a Gaussian, by adaptive quadrature in float64 on the CPU."""
+
+import copy
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy.integrate import quad_vec
+from torch import Tensor, nn
+
+__all__ = ["Function", "elementwise", "gaussian_expectation", "standard_deviation", "value_and_slope"]
+
+TAIL = 38.0  # standard deviations beyond which the Gaussian density is 0 in float64
+# Functions bend at sizes of z that have nothing to do with sigma: panels that halve towards 0 meet all of them.
+OCTAVES = 25
+SOUGHT_ERROR, WORST_ERROR = 1e-14, 1e-6
+FLOAT64: Any = {"dtype": torch.float64, "device": "cpu"}
+
+Function = Callable[[Tensor], Tensor]
+
+
+def gaussian_expectation(integrand: Function, sigma: float) -> Tensor:
+    r"""Return :math:`E[g(z)]` for :math:`z \sim \mathcal{N}(0, \sigma^2)`, by adaptive Gauss-Kronrod quadrature.
+
+    Kinks and jumps are found by bisection. The error sought is 1e-11 of the largest component: beside a component
+    that may vanish put one that cannot, such as its square. An error above 1e-6 of it is a ValueError.
+
+    Args:
+        integrand: The function g: float64 tensors of shape ``(n,)`` to ``(..., n)``.
+        sigma: Standard deviation, positive and finite.
+
+    Returns:
+        The expectation, float64, shape ``(...)``.
+
+    Example:
+        >>> gaussian_expectation(lambda z: torch.stack((z.cos(), z.abs())), sigma=1.0)
+        tensor([0.6065, 0.7979], dtype=torch.float64)
+    """
+    upper = TAIL / 2 ** torch.arange(OCTAVES, **FLOAT64)
+    lower = torch.cat((upper[1:], torch.zeros(1, **FLOAT64)))
+    widths = (upper - lower) / math.sqrt(2 * math.pi)
+
+    def folded(position: float) -> Any:
+        # All panels, on both sides of 0, in one call.
+        standardized = lower + (upper - lower) * position
+        weights = widths * torch.exp(-standardized.square() / 2)
+        values = integrand(sigma * torch.cat((standardized, -standardized))).detach()
+        if not values.isfinite().all():
+            raise ValueError(f"An activation, its slope and their squares must be finite: not so at sigma = {sigma}.")
+        return (values * torch.cat((weights, weights))).sum(-1).numpy()
+
+    smallest = sys.float_info.min  # so that the integral of 0 converges
+    value, error = quad_vec(folded, 0, 1, smallest, SOUGHT_ERROR, norm="max", limit=500)
+    expectation = torch.as_tensor(value, **FLOAT64)
+    if not error <= smallest + WORST_ERROR * expectation.abs().max():
+        raise ValueError(
+            f"A Gaussian expectation must be finite and its integrand not too rough, but at sigma = {sigma} the "
+            f"integral {value} may be wrong by {error:.1e}: take a smaller sigma or a smoother function."
+        )
+    return expectation
+
+
+def elementwise(activation: Function, sigma: float) -> tuple[Function, Tensor]:
+    """Return the activation, known to be elementwise and checked to be finite at every call, and its value at 0."""
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma is a standard deviation: it must be positive and finite, but {sigma} was given.")
+    name = getattr(activation, "__name__", repr(activation))
+    if isinstance(activation, nn.Module):
+        with torch.inference_mode(False):
+            activation = copy.deepcopy(activation).to(**FLOAT64)
+
+    def function(z: Tensor) -> Tensor:
+        value = activation(z.clone())  # which it may overwrite
+        if not (isinstance(value, Tensor) and value.shape == z.shape):
+            given = getattr(value, "shape", type(value).__name__)
+            raise ValueError(f"{name} must return a tensor of its input's shape {z.shape}, but returned {given}.")
+        bad = ~value.isfinite()
+        if bad.any():
+            raise ValueError(f"{name} must be finite everywhere, but at {z[bad][0]:.6g} it is {value[bad][0]}.")
+        return value.to(torch.float64)
+
+    probe = torch.linspace(-TAIL * sigma, TAIL * sigma, 1000, **FLOAT64)
+    if not torch.allclose(function(probe)[::2], function(probe[::2])):
+        raise ValueError(
+            f"{name} must map each element by itself and always to the same value, but does not: put a random module "
+            "in eval mode, and leave out what looks at several elements at once, such as a normalization."
+        )
+    return function, function(torch.zeros(1, **FLOAT64)).detach()
+
+
+def standard_deviation(q: float) -> float:
+    """Return the square root of a variance, or say in a ValueError that ``q`` is none."""
+    if not (math.isfinite(q) and q > 0):
+        raise ValueError(f"q is a variance: it must be positive and finite, but {q} was given.")
+    return math.sqrt(q)
+
+
+def value_and_slope(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the function and its slope, as autograd gives it, at each element of z."""
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.clone().requires_grad_()
+        value = function(z)
+        if not value.requires_grad:
+            return value, torch.zeros_like(z)
+        (slope,) = torch.autograd.grad(value.sum(), z, materialize_grads=True)
+    return value.detach(), slope
