@@ -1,6 +1,8 @@
 """One minibatch through any network and loss: what every layer shows, before a step is trained."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import PackedSequence
 
+from lcw_lightning.depth_profile import DepthProfile
 from lcw_lightning.kinds import kind_of
 from lcw_lightning.observables import ObservedLayer, observed_layers
 from lcw_lightning.patterns import listed
+from lcw_lightning.preflight import monte_carlo
 from lcw_lightning.recording import undisturbed
 from lcw_lightning.report import Report
+from lcw_lightning.restoring import restored
 from lcw_lightning.snapshot import Snapshot
 from lcw_lightning.verdict import Condition
 
@@ -26,6 +31,8 @@ def analyze(
     batch: Any,
     loss: Callable[..., Tensor] | None = None,
     *,
+    redraw: Callable[[nn.Module], object] | None = None,
+    draws: int = 100,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> Report:
@@ -42,6 +49,9 @@ def analyze(
             nothing varies.
         loss: Maps ``(outputs, targets)``, or without targets the outputs, to a scalar. Unless given it is the
             cross-entropy of logits and class numbers; without targets and without a loss there is no backward pass.
+        redraw: Draws the network's weights anew, in place: a pre-flight check follows q and gradients through the
+            hidden layers, those before the last, over ``draws`` draws, and joins the report.
+        draws: How many.
         include: Glob patterns on weight names ``layer.weight``.
         exclude: Glob patterns of weights to leave out.
 
@@ -50,7 +60,8 @@ def analyze(
 
     Raises:
         ValueError: A pattern that matches no weight, a network that calls none of its layers, outputs and targets that
-            cross-entropy does not take, or a loss that is no scalar or does not depend on the network.
+            cross-entropy does not take, or a loss that is no scalar or does not depend on the network; for a pre-flight
+            check no loss, no draws or fewer than two hidden layers.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -61,17 +72,37 @@ def analyze(
     """
     layers = observed_layers(network, include, exclude)
     inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
-    args, kwargs, leaves = _arguments(inputs)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     snapshot = Snapshot(layers, device, with_values=True)
-    value = None
-    with undisturbed(network), torch.inference_mode(False), torch.enable_grad(), snapshot.watching():
-        outputs = network(*args, **kwargs)
-        if loss is not None or targets:
-            value = _loss_value(loss or _cross_entropy, outputs, targets)
-            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-            _backward(value, [*leaves, *trained])
-    return report_of(snapshot, None if value is None else value.item())
+    step = partial(_step, network, inputs, targets, loss)
+    with torch.inference_mode(False), torch.enable_grad():
+        with undisturbed(network), snapshot.watching():
+            value = step()
+        report = report_of(snapshot, value)
+        if redraw is None:
+            return report
+        with restored(network):
+            hidden = _hidden_layers(network, step, layers)
+            return replace(report, preflight=monte_carlo(hidden, partial(redraw, network), step, draws))
+
+
+def _step(network: nn.Module, inputs: Any, targets: list[Any], loss: Callable[..., Tensor] | None) -> float | None:
+    args, kwargs, leaves = _arguments(inputs)  # anew, since a network may have changed the last ones in place
+    outputs = network(*args, **kwargs)
+    if loss is None and not targets:
+        return None
+    value = _loss_value(loss or _cross_entropy, outputs, targets)
+    _backward(value, [*leaves, *(parameter for parameter in network.parameters() if parameter.requires_grad)])
+    return value.item()
+
+
+def _hidden_layers(
+    network: nn.Module, step: Callable[[], object], chosen: Mapping[str, ObservedLayer]
+) -> dict[str, nn.Module]:
+    profile = DepthProfile({name: layer.layer for name, layer in observed_layers(network).items()})
+    with profile.watching():
+        step()
+    return {name: profile.layers[name] for name in profile.hidden_layers(chosen)}
 
 
 def report_of(snapshot: Snapshot, loss: float | None) -> Report:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from lcw_lightning.patterns import listed
 
 __all__ = [
+    "CONSTRAIN",
     "RESCALE",
     "Condition",
     "Finding",
@@ -22,6 +23,7 @@ Statistics = Mapping[str, Mapping[str, float]]
 """Numbers by name, by layer in forward order."""
 
 CONSTANT = 2e7  # a shift ratio beyond which the std is rounding
+CONSTRAIN = "constrain the weights: constrain(network), or ConstraintCallback, or --constraint.kind=lcw"
 RESCALE = "rescale the weights on a minibatch: minibatch_init_(network, inputs), or MinibatchInitCallback"
 PRECISION = "compute in float32 or bfloat16, if it is float16"
 

@@ -1,4 +1,4 @@
-"""The command ``lcw``: Lightning's command line with the three callbacks as top-level groups."""
+"""The command ``lcw``: Lightning's command line with the callbacks as top-level groups."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from typing import Any, cast
 import shtab
 import torch
 from jsonargparse import set_parsing_settings
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -21,6 +22,7 @@ from typing_extensions import override
 
 from lcw_lightning.callbacks.analyst import Analyst
 from lcw_lightning.callbacks.constraint import ConstraintCallback
+from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
 from lcw_lightning.checkpoint_io import AtomicCheckpointIO
@@ -28,12 +30,18 @@ from lcw_lightning.checkpoints import read_checkpoint
 from lcw_lightning.commands import ONE_STEP, CommandTrainer
 from lcw_lightning.constraints import Kind
 from lcw_lightning.export import check_exportable
+from lcw_lightning.redraws import check_redraws, reports_of
 from lcw_lightning.report import render, save
 from lcw_lightning.run_config import SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 
 __all__ = ["LCWCLI", "main"]
 
-GROUPS = {"constraint": ConstraintCallback, "minibatch_init": MinibatchInitCallback, "shift_monitor": ShiftMonitor}
+GROUPS = {
+    "constraint": ConstraintCallback,
+    "minibatch_init": MinibatchInitCallback,
+    "edge_of_chaos_init": EdgeOfChaosInitCallback,
+    "shift_monitor": ShiftMonitor,
+}
 
 # Our own subcommands, methods of CommandTrainer, and the arguments of theirs that are no flags.
 COMMANDS = {"export": {"model", "datamodule"}, "analyze": {"model", "datamodule"}}
@@ -53,6 +61,8 @@ class LCWParser(LightningArgumentParser):
         if "analyze" in args:
             kinds = "Kinds of constraint to put side by side, each on the same weights and batch."
             self.add_argument("--compare", type=Kind, nargs="+", default=[], help=kinds)
+            draws = "Draws of the weights, of seeds seed, seed + 1 and so on; several add a pre-flight check."
+            self.add_argument("--draws", type=PositiveInt, default=1, help=draws)
         return added
 
 
@@ -68,6 +78,7 @@ class LCWCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for group, callback in GROUPS.items():
             parser.add_class_arguments(callback, group)
+        parser.set_defaults({"edge_of_chaos_init.weights": "none"})
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
         for option in ("--model", "--data"):
             # jsonargparse would walk every module that any module can hold, without end.
@@ -103,10 +114,10 @@ class LCWCLI(LightningCLI):
             return CommandTrainer(devices=1, logger=False, enable_checkpointing=False)
         ours = [self._get(self.config_init, group) for group in GROUPS]
         if self.subcommand == "analyze":
-            constraint, minibatch_init, monitor = ours
+            *before, monitor = ours
             analyst = Analyst(monitor.include, monitor.exclude)
             # To modules that write to their logger's experiment, DummyLogger is one.
-            callbacks = [constraint, minibatch_init, analyst]
+            callbacks = [*before, analyst]
             return super().instantiate_trainer(callbacks=callbacks, logger=DummyLogger())
         users = self._get(self.config_init, "trainer").callbacks or []
         # Ours first: weight averaging copies what the constraint has made.
@@ -117,20 +128,21 @@ class LCWCLI(LightningCLI):
         return trainer
 
     def analyze(self, output: str, ckpt_path: str | None, **kwargs: Any) -> None:
-        """Report on the first training step, under one kind of constraint or under several from the same seed."""
-        kinds = self.config.analyze.compare
-        if kinds and ckpt_path is not None:
-            raise ValueError("--compare draws the weights anew for each kind, so it takes no --ckpt_path.")
-        if kinds and self.config.analyze.seed_everything is False:
-            raise ValueError("--compare draws the same weights for each kind, so it needs a seed: --seed_everything=0.")
-        reports = {}
-        for kind in kinds or [""]:
+        """Report on the first training step, under one kind of constraint or several, of one draw or many."""
+        settings, seed = self.config.analyze, self.config.analyze.seed_everything
+        check_redraws(settings.compare, settings.draws, seed, ckpt_path)
+
+        def make(kind: str, draw: int) -> tuple[CommandTrainer, dict[str, Any]]:
             if kind:
-                self.config.analyze.constraint.kind = kind
+                settings.constraint.kind = kind
+            if kind or draw:
+                settings.seed_everything = seed + draw
                 self._set_seed()
                 self.instantiate_classes()
-                kwargs |= {"model": self.model} | ({} if self.datamodule is None else {"datamodule": self.datamodule})
-            reports[kind] = cast(CommandTrainer, self.trainer).analyze(output=output, ckpt_path=ckpt_path, **kwargs)
+            made = {"model": self.model, "datamodule": self.datamodule}
+            return cast(CommandTrainer, self.trainer), {**kwargs, **made, "output": output, "ckpt_path": ckpt_path}
+
+        reports = reports_of(make, settings.compare or [""], settings.draws)
         sys.stdout.write(render(reports))
         sys.stdout.write(f"written to {save(reports, output)}\n")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lcw_lightning.callbacks.analyst import Analyst
 from lcw_lightning.checkpoints import read_checkpoint
+from lcw_lightning.depth_profile import DepthProfile
 from lcw_lightning.export import export
 from lcw_lightning.initialization import mark_initialized
 from lcw_lightning.loading import load_all_or_nothing
@@ -86,7 +87,7 @@ class CommandTrainer(Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
         datamodule: LightningDataModule | None = None,
-    ) -> Report:
+    ) -> tuple[Report, DepthProfile]:
         """Run the first training step and report on every layer; nothing is trained and nothing logged.
 
         The table and the verdict are printed; analysis.json and figures go into a folder. The constraint and the
@@ -112,12 +113,11 @@ class CommandTrainer(Trainer):
             self.fit(model, datamodule=datamodule)
         finally:
             restore_method(model, "configure_callbacks")
-        report = analyst.report
-        if report is None:
+        if analyst.report is None or analyst.profile is None:
             raise ValueError(
                 f"analyze needs one training step, but {type(model).__name__} had no training batch, or skipped it."
             )
-        return report
+        return analyst.report, analyst.profile
 
 
 def load_weights(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from lcw_lightning.layers import WeightRef, split_channels
 
 __all__ = [
     "PreactivationMoments",
+    "assign_weight_",
     "check_varies",
     "has_gains",
     "is_scalable",
@@ -23,6 +24,11 @@ class PreactivationMoments(NamedTuple):
 
     mean: Tensor
     std: Tensor
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Second moment around zero."""
+        return self.mean.square() + self.std.square()
 
 
 def preactivation_moments(z: Tensor, channel_dim: int, by_unit: bool) -> PreactivationMoments:
@@ -79,14 +85,22 @@ def scale_weight_(ref: WeightRef, name: str, factor: Tensor) -> None:
         ValueError: The weight's parametrization cannot hold the product.
     """
     weight = ref.value
-    scaled = weight * ref.expand_to_weight(factor.to(weight.dtype))
+    assign_weight_(ref, name, weight * ref.expand_to_weight(factor.to(weight.dtype)))
+
+
+def assign_weight_(ref: WeightRef, name: str, weight: Tensor) -> None:
+    """Write a weight, and look whether it is there.
+
+    Raises:
+        ValueError: The weight's parametrization cannot hold it.
+    """
     try:
-        ref.assign_(scaled)
-        held = (ref.value - scaled).norm() <= 0.02 * scaled.norm()
+        ref.assign_(weight)
+        held = (ref.value - weight).norm() <= 0.02 * weight.norm()
     except ValueError:
         held = False
     if not held:
         raise ValueError(
-            f"minibatch initialization rescales weights, which the parametrization of {name!r} does not let it do; "
-            "initialize without it."
+            f"initialization sets weights, which the parametrization of {name!r} does not let it do; initialize "
+            "without it."
         )

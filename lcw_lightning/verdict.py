@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from lcw_lightning.breakdowns import (
+    CONSTRAIN,
     RESCALE,
     Condition,
     Finding,
@@ -24,7 +25,6 @@ MANY_DEAD = 0.1
 FEW_VALUES = 16  # too few to call a unit dead
 
 RESIDUAL = "residual connections, normalization, or an activation that saturates less"
-CONSTRAIN = "constrain the weights: constrain(network), or ConstraintCallback, or --constraint.kind=lcw"
 
 
 def findings(

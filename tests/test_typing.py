@@ -25,5 +25,6 @@ def test_the_typed_users_file_uses_every_public_name(name):
 def test_the_typed_users_file_runs(user, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     user.make_classifier()
+    user.make_sparse_network()
     user.train(user.Autoencoder(), "run.ckpt")
     assert sorted(user.plain_autoencoder("run.ckpt").state_dict())[0] == "decoder.bias"

@@ -10,17 +10,24 @@ from lcw_lightning import (
     MLP,
     MNIST,
     VGG19,
+    ClippedShiftedReLU,
+    ClippedSoftThreshold,
     ConstraintCallback,
+    DeepCNN,
     Digits,
+    EdgeOfChaosInitCallback,
     FashionMNIST,
     GeometricDecay,
     ImageClassifier,
     MinibatchInitCallback,
     PreActResNet18,
+    ShiftedReLU,
     ShiftMonitor,
+    SoftThreshold,
     analyze,
     centered_weight_norm,
     constrain,
+    edge_of_chaos_init_,
     fold,
     linearly_constrained,
     load_from_checkpoint,
@@ -30,6 +37,14 @@ from lcw_lightning import (
 IMAGE_NETWORKS: list[nn.Module] = [
     VGG19(num_classes=100, in_channels=1, width=2, hidden_width=8, dropout=0.1, activation=nn.Tanh, norm="layer"),
     PreActResNet18(num_classes=100, in_channels=1, width=2, activation=nn.Tanh, norm="none"),
+    DeepCNN(in_channels=1, num_classes=100, depth=4, channels=8, activation=nn.Tanh),
+]
+
+SPARSE_ACTIVATIONS: list[nn.Module] = [
+    ShiftedReLU(sparsity=0.7, q=2.0),
+    SoftThreshold(tau=0.5),
+    ClippedShiftedReLU(sparsity=0.85, slope=0.7, q=1.0, zero_sum=True),
+    ClippedSoftThreshold(tau=0.5, max=1.0),
 ]
 
 IMAGE_DATA = [
@@ -59,6 +74,13 @@ class Autoencoder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+def make_sparse_network() -> nn.Module:
+    """Draw the weights of a sparse network by hand."""
+    network = DeepCNN(in_channels=1, num_classes=10, depth=4, channels=8, activation=lambda: ShiftedReLU(sparsity=0.7))
+    drawn: nn.Module = edge_of_chaos_init_(network, torch.rand(4, 1, 8, 8), q=1.0, weights="gaussian")
+    return edge_of_chaos_init_(drawn, torch.rand(4, 1, 8, 8), activation=torch.relu, weights="delta_orthogonal")
+
+
 def make_classifier() -> ImageClassifier:
     """Constrain and rescale a network by hand."""
     network = MLP(in_features=64, num_classes=10, depth=2, width=8, activation=nn.Tanh, norm="batch")
@@ -85,6 +107,7 @@ def train(module: LightningModule, path: str) -> None:
     callbacks = [
         ConstraintCallback(kind="lcw", include=["*"], exclude=()),
         MinibatchInitCallback(target_std=1.0, granularity="layer"),
+        EdgeOfChaosInitCallback(weights="none", q=1.0),
         ShiftMonitor(every_n_steps=10, figures=False, include=["*"], exclude=(), histograms=False),
     ]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lcw_lightning.analysis import report_of
 from lcw_lightning.callbacks.shift_monitor import gradient_unit
+from lcw_lightning.depth_profile import DepthProfile
 from lcw_lightning.observables import observed_layers
 from lcw_lightning.overrides import override_method, restore_method
 from lcw_lightning.report import Report
@@ -28,6 +29,7 @@ class Analyst(Callback):
 
     Attributes:
         report: None until the step is done.
+        profile: What that step shows of all layers for a pre-flight check; None until it begins.
         load: Called once the module is built and constrained, to load other weights into it.
     """
 
@@ -35,6 +37,7 @@ class Analyst(Callback):
         self.include = list(include)
         self.exclude = list(exclude)
         self.report: Report | None = None
+        self.profile: DepthProfile | None = None
         self.load: Callable[[], None] | None = None
         self._watching = ExitStack()
         self._snapshot: Snapshot | None = None
@@ -55,6 +58,8 @@ class Analyst(Callback):
         layers = observed_layers(pl_module, self.include, self.exclude)
         self._snapshot = Snapshot(layers, pl_module.device, gradient_unit(trainer, pl_module), with_values=True)
         self._watching.enter_context(self._snapshot.watching())
+        self.profile = DepthProfile({name: layer.layer for name, layer in observed_layers(pl_module).items()})
+        self._watching.enter_context(self.profile.watching())
 
     @override
     def on_train_batch_end(

@@ -1,21 +1,19 @@
 """Initialize weights from the first training batch, in the very forward that trains."""
 
-import warnings
 from collections.abc import KeysView
-from contextlib import ExitStack
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch import LightningModule
 from typing_extensions import override
 
-from lcw_lightning.initialization import is_initialized, mark_initialized, rescale_on_first_forward
-from lcw_lightning.patterns import listed
+from lcw_lightning.callbacks.first_batch import FirstBatchInit
+from lcw_lightning.initialization import rescale_on_first_forward
 
 __all__ = ["MinibatchInitCallback"]
 
 
-class MinibatchInitCallback(Callback):
+class MinibatchInitCallback(FirstBatchInit):
     """Rescale each layer on its first training input, so that preactivations have ``target_std`` (Section 4.3).
 
     Happens once, during the first training batch of a fresh run, never on resume, in a second fit of the same module,
@@ -43,57 +41,20 @@ class MinibatchInitCallback(Callback):
             on weights that are not initialized yet.
     """
 
+    by_hand = "rescale them with minibatch_init_(module, inputs)"
+    if_missed = "they keep the weights they had"
+
     def __init__(self, target_std: float = 1.0, granularity: Literal["none", "layer", "unit"] = "layer") -> None:
+        super().__init__()
         self.target_std = target_std
         self.granularity = granularity
-        self._armed = ExitStack()
-        self._waiting: KeysView[str] | None = None  # the layers not yet reached, while armed
+
+    @property
+    @override
+    def is_active(self) -> bool:
+        return self.granularity != "none"
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        finders = [c for c in trainer.callbacks if isinstance(c, LearningRateFinder)]  # type: ignore[attr-defined]
-        if finders and self.granularity != "none" and stage == "fit" and _is_fresh(trainer, pl_module):
-            warnings.warn(
-                "LearningRateFinder tries its rates before the first batch initializes the weights; rescale them with "
-                "minibatch_init_(module, inputs) before fit, and leave MinibatchInitCallback out.",
-                stacklevel=2,
-            )
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.granularity != "none" and _is_fresh(trainer, pl_module):
-            context = rescale_on_first_forward(pl_module, self.target_std, self.granularity)
-            self._waiting = self._armed.enter_context(context)
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._waiting is None:
-            return
-        if self._waiting:
-            missed = listed(sorted(self._waiting))
-            warnings.warn(f"the first batch did not reach {missed}; they keep the weights they had.", stacklevel=2)
-        mark_initialized(pl_module)
-        self._disarm()
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._disarm()  # a module that skips its first batch never ends it
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._disarm()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._disarm()
-
-    def _disarm(self) -> None:
-        self._armed.close()
-        self._waiting = None
-
-
-def _is_fresh(trainer: Trainer, pl_module: LightningModule) -> bool:
-    # Not trainer.ckpt_path: Lightning's tuners leave there what they restored, the untrained weights.
-    return trainer.global_step == 0 and not is_initialized(pl_module)
+    def armed(self, module: LightningModule) -> AbstractContextManager[KeysView[str]]:
+        assert self.granularity != "none"
+        return rescale_on_first_forward(module, self.target_std, self.granularity)

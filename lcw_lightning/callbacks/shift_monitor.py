@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
+from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
 from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
-from lcw_lightning.observables import observed_layers
 from lcw_lightning.plotting import rgb_array
 from lcw_lightning.plotting.snapshots import plot_snapshots
 from lcw_lightning.snapshot import Snapshot
@@ -18,7 +18,7 @@ __all__ = ["ShiftMonitor", "gradient_unit"]
 DRAWN = (0, *(4**power for power in range(1, 20)))
 
 
-class ShiftMonitor(Callback):
+class ShiftMonitor(EvaluationSparsity):
     """Log how far the activations of every layer shift and how gradients grow, as ``statistic/layer``.
 
     Layers are Linear and Bilinear ones, convolutions, recurrent layers and attention, as
@@ -35,6 +35,9 @@ class ShiftMonitor(Callback):
     and 3).
     Drawing takes longer than a step, so they are drawn of samples 0, 4, 16, 64 and so on, and of the last one.
 
+    Validation and test log ``val/sparsity`` and ``test/sparsity``, the fraction of exact zeros over the whole data set,
+    as :class:`~lcw_lightning.callbacks.evaluation_sparsity.EvaluationSparsity` says.
+
     Args:
         every_n_steps: Optimizer steps from sample to sample, the first at step 0; 0 turns the monitor off.
         figures: Draw figures.
@@ -43,7 +46,8 @@ class ShiftMonitor(Callback):
         exclude: Glob patterns of weights to leave out.
 
     Raises:
-        ValueError: ``every_n_steps`` is negative, or, at the first sample, a pattern matches no weight.
+        ValueError: ``every_n_steps`` is negative, or, at the first sample, a pattern matches no weight. A module
+            without layers is passed over where no patterns are given.
     """
 
     def __init__(
@@ -56,11 +60,10 @@ class ShiftMonitor(Callback):
     ) -> None:
         if every_n_steps < 0:
             raise ValueError(f"ShiftMonitor needs every_n_steps >= 0, got {every_n_steps}.")
+        super().__init__(include, exclude, enabled=every_n_steps > 0)
         self.every_n_steps = every_n_steps
         self.figures = figures
         self.histograms = histograms
-        self.include = list(include)
-        self.exclude = list(exclude)
         self._sampling = ExitStack()
         self._sample: Snapshot | None = None
         self._sampled_step: int | None = None
@@ -79,9 +82,9 @@ class ShiftMonitor(Callback):
         if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
             return
         self._sampled_step = step
-        layers = observed_layers(pl_module, self.include, self.exclude)
+        layers = self.layers(pl_module)
         if not layers:
-            return  # all are lazy still
+            return  # there are none, or all are lazy still
         self._draws = self.figures and any(map(takes_images, trainer.loggers)) and self._is_drawn(trainer)
         with_values = self._draws or self.histograms
         self._sample = Snapshot(layers, pl_module.device, gradient_unit(trainer, pl_module), with_values)
@@ -101,10 +104,12 @@ class ShiftMonitor(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
         self._discard()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._discard()
 
     def _is_drawn(self, trainer: Trainer) -> bool:

@@ -1,0 +1,54 @@
+"""q and gradient growth against depth, over many draws of the weights."""
+
+from collections.abc import Mapping
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lcw_lightning.plotting.panels import COLORS, TICK_SIZE, panels_in_rows, set_style
+
+__all__ = ["plot_preflight"]
+
+
+def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor]) -> Figure:
+    """Draw the median over draws as a line, and the 10 % to 90 % quantiles as a band; infinity ends at the edge.
+
+    Args:
+        q: Mean square of the preactivations, shape ``(draws, layers)``, by label; ``""`` labels one that is alone.
+        growth: Decades of gradient growth from the last layer, of the same shapes.
+
+    Example:
+        >>> import torch
+        >>> figure = plot_preflight({"": torch.ones(20, 5)}, {"": torch.randn(20, 5)})
+        >>> [axes.get_title() for axes in figure.axes]
+        ['q', 'gradient growth']
+    """
+    figure, (left, right) = panels_in_rows(2)
+    set_style(left, "q", "hidden layer", "log10 of the mean of z²")
+    set_style(right, "gradient growth", "hidden layer", "decades")
+    with np.errstate(divide="ignore"):
+        _draw(left, {label: np.log10(values.numpy()) for label, values in q.items()})
+    _draw(right, {label: values.numpy() for label, values in growth.items()})
+    if set(q) != {""}:
+        right.legend(fontsize=TICK_SIZE, frameon=False)
+    return figure
+
+
+def _draw(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
+    # Without interpolation, which would make NaN of infinite numbers.
+    bands = {label: np.quantile(values, (0.1, 0.5, 0.9), axis=0, method="higher") for label, values in lines.items()}
+    every = np.concatenate([band.ravel() for band in bands.values()])
+    finite = every[np.isfinite(every)]
+    low, high = min(finite.min(initial=0.0), -1.0), max(finite.max(initial=0.0), 1.0)
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
+    for (label, band), color in zip(bands.items(), cycle(COLORS), strict=False):
+        least, median, most = np.clip(band, *axes.get_ylim())
+        numbers = np.arange(1, len(median) + 1)
+        axes.fill_between(numbers, least, most, color=color, alpha=0.25, linewidth=0)
+        axes.plot(numbers, median, color=color, linewidth=1.5, label=label)
