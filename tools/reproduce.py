@@ -4,9 +4,14 @@
     python tools/reproduce.py fig5 --data cifar10           the paper's Fig. 5: all methods, 100 epochs
     python tools/reproduce.py table1 --device cuda:0 cuda:1 --shard 1/4 --data-dir FOLDER
     python tools/reproduce.py fig5 --report                 tables on the screen and into README.md, curves as PNG
+    python tools/reproduce.py sparse --networks sparse_mlp100 --methods 'ReLU_tau*' 'CReLU_*_0.7*' --device cpu cpu
+    python tools/reproduce.py preflight                     Monte Carlo of sparse activations at initialization
 
-A finished run is never repeated. Killed at any moment and started again, an unfinished run of fig5 and table1 goes on
-from its last epoch and ends with the same numbers: exactly on CPUs, on GPUs as far as their kernels repeat themselves.
+sparse is the sparsity paper's Table 2 and its twins with LCW: first short runs that choose each method's learning rate,
+then longer ones with several seeds. Several runs share a CPU's cores best with OMP_NUM_THREADS=1.
+
+A finished run is never repeated. Killed at any moment and started again, an unfinished run of a grid goes on from its
+last epoch and ends with the same numbers: exactly on CPUs, on GPUs as far as their kernels repeat themselves.
 Delete a JSON to run it anew. Runs with --epochs or --precision have these in their names, reports too.
 """
 
@@ -16,6 +21,8 @@ from pathlib import Path
 
 import digits_grid
 import reports
+import sparse_preflight
+import sparse_stages
 from grids import GRIDS
 from runs import RESULTS, ROOT, Run, environment, run_all
 
@@ -58,6 +65,12 @@ def paper(arguments: argparse.Namespace) -> None:
             print(f"Curves: {path}")
 
 
+def sparse(arguments: argparse.Namespace) -> None:
+    """Train sparse activations, or draw them at initialization, or report."""
+    tool = {"sparse": sparse_stages, "preflight": sparse_preflight}[arguments.grid]
+    tool.main(arguments, arguments.output or RESULTS / "sparse", README)
+
+
 def wanted(arguments: argparse.Namespace) -> tuple[list[Run], str]:
     """Return the runs that the command line names, in order, and what their names have in common."""
     grid = GRIDS[arguments.grid]
@@ -89,25 +102,34 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="grid", required=True)
-    for name in ("digits", *GRIDS):
+    works = {"digits": digits, **dict.fromkeys(GRIDS, paper), "sparse": sparse, "preflight": sparse}
+    for name, work in works.items():
         command = commands.add_parser(name)
-        command.set_defaults(work=digits)
+        command.set_defaults(work=work)
         command.add_argument("--report", action="store_true", help="render what is there; run nothing")
-        command.add_argument("--output", type=Path, help=f"folder of the JSONs; unless given, results/{name}")
+        folder = "sparse" if work is sparse else name
+        command.add_argument("--output", type=Path, help=f"folder of the JSONs; unless given, results/{folder}")
         if name in GRIDS:
-            command.set_defaults(work=paper)
-            add_options(command, name)
+            add_paper_options(command, name)
+        elif name == "sparse":
+            sparse_stages.add_options(command)
+        if name in (*GRIDS, "sparse"):
+            add_options(command, seeds=[0, 1, 2] if name == "sparse" else [0])
     return parser.parse_args(arguments)
 
 
-def add_options(command: argparse.ArgumentParser, name: str) -> None:
-    """Add what the paper's grids have and the digits have not."""
+def add_paper_options(command: argparse.ArgumentParser, name: str) -> None:
+    """Add what the LCW paper's grids alone have."""
     grid = GRIDS[name]
     for option, choices in (("networks", list(grid.networks)), ("data", grid.data), ("methods", list(grid.methods))):
         command.add_argument(f"--{option}", nargs="+", choices=choices, default=list(choices))
-    command.add_argument("--seeds", type=int, nargs="+", default=[0])
-    command.add_argument("--epochs", type=int, help="unless given, the paper's")
     command.add_argument("--precision", help="of Lightning's Trainer, such as bf16-mixed; unless given, float32")
+
+
+def add_options(command: argparse.ArgumentParser, seeds: list[int]) -> None:
+    """Add what says how a grid's runs are trained, and where."""
+    command.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    command.add_argument("--epochs", type=int, help="unless given, the config's")
     command.add_argument(
         "--device", nargs="+", default=["auto"], help="one run at a time on each, such as cuda:0 cuda:1"
     )

@@ -26,6 +26,7 @@ QUANTITIES = {  # as the classifier logs them: validation is on the test images
     "train/accuracy": "train/accuracy",
     "test/loss": "val/loss",
     "test/accuracy": "val/accuracy",
+    "test/sparsity": "val/sparsity",  # where ShiftMonitor is on
 }
 
 
@@ -120,19 +121,31 @@ def train(run: Run, folder: Path, device: str, data_dir: Path | None) -> dict:
     ]
     checkpoint = folder / "last.ckpt"
     if checkpoint.exists():
+        if diverged(epochs := recorded(checkpoint)):
+            return record(run, device, epochs)
         command.append(f"--ckpt_path={checkpoint}")
     # Its standard input is closed when this process ends in whatever way, and then it ends too.
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         process.wait()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return record(run, device, torch.load(checkpoint, map_location="cpu", weights_only=True))
+    return record(run, device, recorded(checkpoint))
 
 
-def record(run: Run, device: str, checkpoint: dict) -> dict:
-    """Return what a run's JSON holds, from its last checkpoint; numbers that are not finite are null."""
-    epochs = checkpoint["callbacks"]["EpochRecorder"]["epochs"]
-    values = {name: [epoch[logged] for epoch in epochs] for name, logged in QUANTITIES.items()}
+def recorded(checkpoint: Path) -> list[dict[str, float]]:
+    """Return what EpochRecorder put into a checkpoint: each epoch's numbers."""
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]["EpochRecorder"]["epochs"]
+
+
+def diverged(epochs: list[dict[str, float]]) -> bool:
+    """Return whether training ended because its loss was not finite."""
+    return not math.isfinite(epochs[-1]["train/loss"])
+
+
+def record(run: Run, device: str, epochs: list[dict[str, float]]) -> dict:
+    """Return what a run's JSON holds; numbers that are not finite are null."""
+    logged = {name: tag for name, tag in QUANTITIES.items() if tag in epochs[0]}
+    values = {name: [epoch[tag] for epoch in epochs] for name, tag in logged.items()}
     finite = {name: [x if math.isfinite(x) else None for x in history] for name, history in values.items()}
     return {
         "config": f"configs/{run.network}_{run.data}.yaml",

@@ -4,6 +4,7 @@ python tools/training.py fit --config FILE --trainer.callbacks+=training.EpochRe
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -14,12 +15,17 @@ from lightning.pytorch import Callback
 
 from lcw_lightning.cli import main
 
+LOOK_EVERY = 50  # batches: looking makes the processor wait for a GPU
+
 
 class EpochRecorder(Callback):
     """Keeps every epoch's numbers in the checkpoint, with which they are written or lost, and prints them.
 
     The state of the random number generators is kept too, which Lightning does not do: with it a resumed run draws the
     same dropout as an unbroken one.
+
+    A run ends soon after a batch whose loss is not finite: its weights never recover. That epoch's training loss is
+    nan, whereas torchmetrics' mean would leave such batches out.
 
     Args:
         name: Of the run, to be printed.
@@ -30,6 +36,7 @@ class EpochRecorder(Callback):
         self.epochs: list[dict[str, float]] = []
         self._random: dict | None = None
         self._start = 0.0
+        self._finite = torch.tensor(True)
 
     def on_train_epoch_start(self, *_) -> None:
         """Go on with the random numbers where the checkpoint left them."""
@@ -38,11 +45,21 @@ class EpochRecorder(Callback):
             if self._random["cuda"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(self._random["cuda"])
             self._random = None
+        self._finite = torch.tensor(True)
         self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Note whether the loss is finite; now and then, end training if it was not."""
+        self._finite = self._finite.to(outputs["loss"].device) & outputs["loss"].isfinite()
+        if batch_idx % LOOK_EVERY == LOOK_EVERY - 1 and not self._finite:
+            trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer, *_) -> None:
         """Note the epoch; the checkpoint is written after this."""
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if not self._finite:
+            trainer.should_stop = True
+            values["train/loss"] = math.nan
         self.epochs.append({**values, "seconds": time.perf_counter() - self._start})
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.epochs[-1].items())
         print(f"{self.name}: epoch {len(self.epochs)} of {trainer.max_epochs}: {numbers}", flush=True)

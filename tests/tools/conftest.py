@@ -23,12 +23,28 @@ def tools(monkeypatch, tmp_path):
         import reproduce
         import runs
         import small_grid
+        import sparse_grid
+        import sparse_preflight
+        import sparse_report
+        import sparse_stages
+        import training
     monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
     monkeypatch.setattr(runs, "CONFIGS", runs.CONFIGS)
     monkeypatch.setattr(grids, "GRIDS", grids.GRIDS)
     monkeypatch.setitem(grids.GRIDS, "small", None)
     small_grid.install(tmp_path)
-    return SimpleNamespace(digits_grid=digits_grid, grids=grids, reports=reports, reproduce=reproduce, runs=runs)
+    return SimpleNamespace(
+        digits_grid=digits_grid,
+        grids=grids,
+        preflight=sparse_preflight,
+        reports=reports,
+        reproduce=reproduce,
+        runs=runs,
+        sparse_grid=sparse_grid,
+        sparse_report=sparse_report,
+        stages=sparse_stages,
+        training=training,
+    )
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import CIFAR10
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,8 +76,7 @@ def test_the_gradient_vanishes_with_standard_weights_alone(figures):
 
 
 def test_cifar10_is_read_and_normalized_by_channel(figures, tmp_path, monkeypatch):
-    cifar10 = pytest.importorskip("torchvision.datasets").CIFAR10
-    folder = tmp_path / cifar10.base_folder
+    folder = tmp_path / CIFAR10.base_folder
     folder.mkdir()
     generator = np.random.default_rng(0)
 
@@ -85,10 +85,10 @@ def test_cifar10_is_read_and_normalized_by_channel(figures, tmp_path, monkeypatc
         return name, md5((folder / name).read_bytes()).hexdigest()
 
     pixels = generator.integers(0, 256, (20, 3072), dtype=np.uint8)
-    monkeypatch.setattr(cifar10, "train_list", [written("data_batch_1", {"data": pixels, "labels": [3] * 20})])
-    monkeypatch.setattr(cifar10, "test_list", [])
+    monkeypatch.setattr(CIFAR10, "train_list", [written("data_batch_1", {"data": pixels, "labels": [3] * 20})])
+    monkeypatch.setattr(CIFAR10, "test_list", [])
     meta, digest = written("batches.meta", {"label_names": list("abcdefghij")})
-    monkeypatch.setattr(cifar10, "meta", {"filename": meta, "key": "label_names", "md5": digest})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta, "key": "label_names", "md5": digest})
     data = figures.cifar10(tmp_path)
     assert data.images.shape == (20, 3, 32, 32)
     channel = pixels.reshape(20, 3, 32, 32)[:, 1]
@@ -97,7 +97,6 @@ def test_cifar10_is_read_and_normalized_by_channel(figures, tmp_path, monkeypatc
 
 
 def test_a_folder_without_cifar10_is_one_message(figures, tmp_path):
-    pytest.importorskip("torchvision")
     with pytest.raises(SystemExit, match="needs a folder that holds a whole cifar-10-batches-py"):
         figures.main(["--data", str(tmp_path)])
 

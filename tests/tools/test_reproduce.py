@@ -139,7 +139,7 @@ def test_a_diverged_run_is_a_result(tools, tmp_path):
     logged = [dict.fromkeys(tools.runs.QUANTITIES.values(), value) for value in (1.0, math.inf, math.nan)]
     epochs = [{**values, "seconds": 1.0} for values in logged]
     run = tools.runs.Run("vgg19", "cifar10", "plain", 0, [])
-    record = tools.runs.record(run, "cpu", {"callbacks": {"EpochRecorder": {"epochs": epochs}}})
+    record = tools.runs.record(run, "cpu", epochs)
     tools.runs.write_json(tmp_path / f"{run.name}.json", record)  # which takes no nan
     groups = tools.reports.load([run], tmp_path)
     assert groups["vgg19", "cifar10", "plain"][0]["epochs"]["test/loss"] == [1.0, None, None]

@@ -1,0 +1,103 @@
+"""The table of sparse activations, from its runs' JSONs alone."""
+
+import statistics
+from dataclasses import dataclass
+
+import reports
+from sparse_grid import PAPER_TABLE_2, Method
+
+FAILED = 0.2  # a test accuracy below it; of ten classes chance is 0.1
+TITLES = {
+    "sparse_mlp100": "100 layers x 300 units on MNIST",
+    "sparse_cnn50": "50 convolutions x 300 channels on CIFAR-10",
+}
+HEAD = [
+    "| activation | sparsity | V'(q*) | weights | rate | seeds | epochs | train loss | test accuracy "
+    "| measured sparsity | failed | paper's accuracy | paper's sparsity |",
+    "|" + "---|" * 13,
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's runs at its learning rate.
+
+    Args:
+        network: As in the config's name.
+        method: Which activation, and LCW or not.
+        rate: The learning rate that was chosen for it.
+        records: What the runs' JSONs hold, a seed each.
+    """
+
+    network: str
+    method: Method
+    rate: float
+    records: list[dict]
+
+    def last(self, quantity: str) -> list[float | None]:
+        """Return the last epoch's numbers, ``None`` where they were not finite."""
+        return [record["epochs"][quantity][-1] for record in self.records]
+
+    @property
+    def failures(self) -> int:
+        """How many runs diverged, or stayed near chance."""
+        accuracies = self.last("test/accuracy")
+        return sum(
+            record["diverged"] or accuracy < FAILED for record, accuracy in zip(self.records, accuracies, strict=True)
+        )
+
+
+def tables(rows: list[Row], rates: list[float], select_epochs: int) -> str:
+    """Return a Markdown table for each network, the rules by which it was made, and what made it."""
+    parts = []
+    for network in reports.unique(row.network for row in rows):
+        mine = [row for row in rows if row.network == network]
+        config = mine[0].records[0]["config"]
+        parts += [f"{TITLES.get(network, network)} ([{config}]({config})):\n", *HEAD, *map(line, mine), ""]
+    grid = ", ".join(f"{rate:g}" for rate in rates)
+    edge = sum(row.rate in (rates[0], rates[-1]) for row in rows)
+    caption = (
+        f"Learning rates: of {grid}, for each method the one with the lowest training loss after {select_epochs} "
+        f"epoch{'s' * (select_epochs > 1)} of seed 0, among runs that stayed finite; the lowest if none did. "
+        f"For {edge} of {len(rows)} methods it is the lowest or the highest of the grid. "
+        "Failed: the loss became infinite or nan, which ends a run, or the last test accuracy is below "
+        f"{FAILED:g} (chance is 0.1). Values are the last epoch's: training loss, the mean over the runs that stayed "
+        "finite; accuracy on the test images, mean (lowest to highest) over all seeds; measured sparsity, the mean "
+        "fraction of zeros in the activations over the test images. sparsity and V'(q*) are those of the plain "
+        "activation at initialization. The paper's are the mean ± standard deviation of five runs of 200 epochs for "
+        "the MLP, one run for the CNN."
+    )
+    return "\n".join([*parts, f"{caption} {reports.made_by([record for row in rows for record in row.records])}"])
+
+
+def line(row: Row) -> str:
+    """Return a method's line."""
+    method = row.method
+    losses = [loss for loss in row.last("train/loss") if loss is not None]
+    accuracies, sparsities = row.last("test/accuracy"), row.last("test/sparsity")
+    cells = [
+        *(method.activation, f"{method.sparsity:g}", "1" if method.slope is None else f"{method.slope:g}"),
+        *("LCW" if method.lcw else "plain", f"{row.rate:g}", len(row.records), reports.epochs(row.records)),
+        rounded(statistics.mean(losses)) if losses else "diverged",
+        f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f} to {max(accuracies):.3f})",
+        f"{statistics.mean(sparsities):.3f}",
+        f"{row.failures} of {len(row.records)}",
+        *paper(row.network, method),
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def rounded(loss: float) -> str:
+    """Return a loss with three decimals, or one that exploded as a power of ten."""
+    return f"{loss:.3f}" if loss < 100 else f"{loss:.0e}".replace("e+0", "e").replace("e+", "e")
+
+
+def paper(network: str, method: Method) -> tuple[str, str]:
+    """Return the paper's accuracy and sparsity, where it has them."""
+    key = (method.activation, method.sparsity, method.slope)
+    if method.lcw or key not in PAPER_TABLE_2 or network not in TITLES:
+        return "-", "-"
+    accuracy, accuracy_std, sparsity, sparsity_std, *cnn = PAPER_TABLE_2[key]
+    if network == "sparse_cnn50":
+        return f"{cnn[0]:.2f}", f"{cnn[1]:.2f}"
+    return f"{accuracy:.2f} ± {accuracy_std:g}", f"{sparsity:.2f} ± {sparsity_std:g}"
