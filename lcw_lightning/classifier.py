@@ -1,5 +1,6 @@
 """Train any image classification network with Lightning."""
 
+import math
 from functools import partial
 from typing import Any, cast
 
@@ -61,7 +62,9 @@ class ImageClassifier(LightningModule):
         if compile:
             self.network.compile()
         stages = ("train", "val", "test")
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in stages})
+        # torchmetrics leaves out batches whose loss is NaN, so that a run which diverged looks well, unless it is given
+        # what to put in their place; its "disable" would drop the weights.
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy=math.nan) for stage in stages})
         self.accuracies = nn.ModuleDict({f"{stage}_accuracy": MulticlassAccuracy(average="micro") for stage in stages})
 
     @override

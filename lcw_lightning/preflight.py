@@ -1,7 +1,7 @@
 """A pre-flight check: do gradients and preactivations survive the depth, over many random draws of the weights?"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +38,10 @@ class Preflight:
     growth_by_layer: Tensor
 
     @classmethod
-    def of(cls, profiles: Sequence[DepthProfile], layers: Sequence[str]) -> "Preflight":
-        """Put the profiles of all draws together."""
-        draws = [_of_batch(*profile.rows(layers)) for profile in profiles]
-        return cls(layers, *map(torch.stack, zip(*draws, strict=True)))
+    def of(cls, draws: Iterable[Tensor], layers: Sequence[str]) -> "Preflight":
+        """Put draws together, each of them what :meth:`DepthProfile.rows` returns for these layers."""
+        q, growth = zip(*(_of_batch(*rows) for rows in draws), strict=True)
+        return cls(layers, torch.stack(q), torch.stack(growth))
 
     @property
     def draws(self) -> int:
@@ -127,13 +127,16 @@ def monte_carlo(
     """
     if draws < 1:
         raise ValueError(f"a pre-flight check needs at least one draw of the weights, got draws={draws}.")
-    profiles = []
-    for _ in range(draws):
+    names = list(layers)
+
+    def draw() -> Tensor:
         redraw()
-        profiles.append(DepthProfile(layers))
-        with profiles[-1].watching():
+        profile = DepthProfile(layers)
+        with profile.watching():
             step()
-    return Preflight.of(profiles, list(layers))
+        return profile.rows(names)
+
+    return Preflight.of((draw() for _ in range(draws)), names)
 
 
 def quantile(values: Tensor, fraction: float) -> float:

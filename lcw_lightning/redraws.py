@@ -1,7 +1,7 @@
 """Run one config again and again: under several kinds of constraint, and with several draws of the weights."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lcw_lightning.commands import CommandTrainer
-from lcw_lightning.depth_profile import DepthProfile
 from lcw_lightning.overrides import override_method
 from lcw_lightning.preflight import Preflight
 from lcw_lightning.report import Report
@@ -46,24 +45,33 @@ def reports_of(
         kinds: ``""`` is that of the config.
         draws: Draws of the weights for each kind. They share the data.
     """
-    reports = {}
     with Progress(console=Console(stderr=True), transient=True, disable=draws == 1) as progress:
-        for kind in kinds:
-            found = []
-            reused: ReusedData | None = None
-            for draw in progress.track(range(draws), description=f"{kind} draws of the weights".strip()):
-                trainer, arguments = make(kind, draw)
-                if draws > 1:
-                    reused = reused or ReusedData(arguments["datamodule"])
-                    reused.give_to(trainer, arguments)
-                found.append(trainer.analyze(**arguments))
-            reports[kind] = _with_preflight(*zip(*found, strict=True)) if draws > 1 else found[0][0]
-    return reports
+        return {
+            kind: _report(partial(make, kind), draws, partial(progress.track, description=f"{kind} draws".strip()))
+            for kind in kinds
+        }
 
 
-def _with_preflight(reports: Sequence[Report], profiles: Sequence[DepthProfile]) -> Report:
-    layers = profiles[0].hidden_layers(reports[0].statistics)
-    return replace(reports[0], preflight=Preflight.of(profiles, layers))
+def _report(
+    make: Callable[[int], tuple[CommandTrainer, dict[str, Any]]],
+    draws: int,
+    track: Callable[[Iterable[int]], Iterable[int]],
+) -> Report:
+    trainer, arguments = make(0)
+    if draws == 1:
+        report, _ = trainer.analyze(**arguments)
+        return report
+    reused = ReusedData(arguments["datamodule"])
+    reused.give_to(trainer, arguments)
+    report, profile = trainer.analyze(**arguments)
+    layers = profile.hidden_layers(report.statistics)
+    rows = [profile.rows(layers)]
+    for draw in track(range(1, draws)):
+        trainer, arguments = make(draw)
+        reused.give_to(trainer, arguments)
+        # Not the profile, which holds the whole network.
+        rows.append(trainer.analyze(**arguments)[1].rows(layers))
+    return replace(report, preflight=Preflight.of(rows, layers))
 
 
 class ReusedData:

@@ -42,6 +42,19 @@ def test_loss_and_accuracy_are_means_over_samples_not_batches(loader, make_train
     assert {key: value.item() for key, value in trainer.callback_metrics.items()} == pytest.approx(expected)
 
 
+def test_a_loss_that_is_nan_in_one_batch_is_nan_for_the_epoch(make_trainer):
+    images, labels = torch.randn(40, 3, 2, 2), torch.randint(5, (40,))
+    losses = []
+    for value in (0.0, torch.nan):
+        images[20] = value
+        trainer = make_trainer()
+        trainer.test(
+            ImageClassifier(make_network(), SGD), BatchLoader(TensorDataset(images, labels), 16), verbose=False
+        )
+        losses.append(trainer.callback_metrics["test/loss"])
+    assert [loss.isfinite().item() for loss in losses] == [True, False]
+
+
 def test_fit_logs_every_stage(loader, make_trainer):
     trainer = make_trainer()
     trainer.fit(ImageClassifier(make_network(), SGD), loader, loader)

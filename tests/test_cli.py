@@ -111,7 +111,7 @@ def test_ours_come_before_the_users_callbacks(lcw):
     assert averaged["network.output.parametrizations.weight.original"].shape == (10, 15)
 
 
-def test_print_config_shows_the_three_groups(lcw, capsys):
+def test_print_config_shows_the_groups_of_our_callbacks(lcw, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["fit", "--config", lcw.config, "--print_config"])
     assert exit_.value.code == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcw_lightning import MLP, Digits, ImageClassifier, analyze, constrain
+from lcw_lightning import MLP, Digits, ImageClassifier, analyze, constrain, minibatch_init_
 from lcw_lightning.cli import main
 from lcw_lightning.records import save_constraints
 
@@ -252,6 +252,83 @@ def test_kinds_are_compared_on_the_same_weights_and_batch(lcw, capsys):
         assert (residual < 1e-5) == (kind in ("lcw", "cwn"))
 
 
+def test_draws_add_a_check_to_the_same_report(lcw, capsys):
+    lcw("analyze", "--output=one")
+    lcw("analyze", "--draws=3")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pre-flight, 3 draws of the weights: q at 'network.hidden.2.linear' has the median" in said
+    one, found = content("one"), content()
+    preflight = found.pop("preflight")
+    assert found == one
+    assert (preflight["first_layer"], preflight["last_layer"]) == (
+        "network.hidden.0.linear",
+        "network.hidden.2.linear",
+    )
+    assert sorted(preflight["q"])[1] == preflight["q_median"]
+    assert (Path("analysis") / "preflight.png").exists()
+
+
+def test_a_draw_is_that_of_its_seed_on_the_first_draws_batch(lcw, monkeypatch):
+    lcw("analyze", "--draws=3", "--seed_everything=5")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    data = Digits()
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    expected = []
+    for seed in (5, 6, 7):
+        torch.manual_seed(seed)
+        network = MLP(64, 10, depth=3, width=16)
+        constrain(network)
+        minibatch_init_(network, images)
+        z1 = network.hidden[0].linear(images.flatten(1))
+        z3 = network.hidden[2].linear(network.hidden[1](torch.sigmoid(z1)))
+        loss = torch.nn.functional.cross_entropy(network.output(torch.sigmoid(z3)), labels)
+        first, last = torch.autograd.grad(loss, (z1, z3))
+        expected.append((first.norm(dim=1) / last.norm(dim=1)).log10().median().item())
+    assert content()["preflight"]["gradient_growth"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert len({round(growth, 3) for growth in expected}) == 3
+
+
+def test_kinds_and_draws_go_together_and_share_data_that_is_read_once_a_kind(lcw, monkeypatch, capsys):
+    setup, calls = Digits.setup, []
+    monkeypatch.setattr(Digits, "setup", lambda self, stage: (calls.append(stage), setup(self, stage)))
+    lcw("analyze", "--compare", "none", "lcw", "--draws=3")
+    assert calls == ["fit", "fit"]
+    drawn = content()
+    lcw("analyze", "--compare", "none", "lcw", "--output=one")
+    assert {kind: report["layers"] for kind, report in content("one").items()} == {
+        kind: report["layers"] for kind, report in drawn.items()
+    }
+    said = capsys.readouterr().out
+    assert "\nnone: pre-flight, 3 draws" in said
+    assert "\nlcw: pre-flight, 3 draws" in said
+    growths = [report["preflight"]["gradient_growth"] for report in drawn.values()]
+    assert len({*growths[0], *growths[1]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("build_in", "brings_data"),
+    [("__init__", False), ("setup", False), ("configure_model", False), ("__init__", True), ("configure_model", True)],
+)
+def test_any_module_can_be_drawn(build_in, brings_data, project):
+    flags = [f"--model.build_in={build_in}", f"--model.brings_data={brings_data}", "--draws=2"]
+    project("analyze", *flags, data=not brings_data)
+    q = content()["preflight"]["q"]
+    assert len(q) == 2
+    assert q[0] != q[1]
+
+
+def test_a_step_that_changes_its_batch_spoils_no_later_draw(project, monkeypatch):
+    from analyzed_project import Module
+
+    step, shifts = Module.training_step, {"copy": lambda inputs: inputs + 1, "in-place": lambda inputs: inputs.add_(1)}
+    for how, shift in shifts.items():
+        changed = lambda self, batch, _, shift=shift: step(self, [shift(batch[0]), batch[1]], _)  # noqa: E731
+        monkeypatch.setattr(Module, "training_step", changed)
+        project("analyze", "--draws=3", f"--output={how}")
+    assert content("copy")["preflight"] == content("in-place")["preflight"]
+
+
 def test_the_rest_of_the_run_is_not_even_made(project):
     project(
         "analyze",
@@ -321,6 +398,10 @@ def test_patterns_choose_layers(lcw):
 
 MISTAKES = {
     "compare-and-checkpoint": (["--compare", "lcw", "--ckpt_path", "{ckpt}"], 1, "takes no --ckpt_path"),
+    "draws-and-checkpoint": (["--draws=2", "--ckpt_path", "{ckpt}"], 1, "--draws draws the weights anew, so it takes"),
+    "draws-without-seed": (["--draws=2", "--seed_everything=false"], 1, "needs a seed: --seed_everything=0"),
+    "no-draws": (["--draws=0"], 2, "0 does not conform to restriction v>0"),
+    "too-shallow": (["--draws=2", "--model.network.depth=1"], 1, "at least two hidden layers before the output layer"),
     "kind": (["--compare", "lwc"], 2, "'none', 'lcw'"),
     "no-seed": (["--compare", "lcw", "--seed_everything=false"], 1, "needs a seed: --seed_everything=0"),
     "checkpoint": (["--ckpt_path", "nowhere.ckpt"], 1, "there is no checkpoint 'nowhere.ckpt'"),

@@ -1,1 +1,1 @@
-"""Three callbacks for any Lightning project: they choose, call and log, and hold no formula."""
+"""Callbacks for any Lightning project: they choose, call and log, and hold no formula."""

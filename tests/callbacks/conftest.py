@@ -140,3 +140,21 @@ def ours(tmp_path):
 @pytest.fixture
 def logged(tmp_path):
     return {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
+
+
+@pytest.fixture
+def statistics():
+    """What the monitor logs of each layer."""
+    return [
+        "amplification_backward",
+        "amplification_forward",
+        "constraint_residual",
+        "dead_units",
+        "gradient_std",
+        "input_mean",
+        "input_mean_spread",
+        "preactivation_std",
+        "shift_angle_degrees",
+        "shift_ratio",
+        "sparsity",
+    ]

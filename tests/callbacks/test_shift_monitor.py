@@ -9,19 +9,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor, constrain
 
-STATISTICS = [
-    "amplification_backward",
-    "amplification_forward",
-    "constraint_residual",
-    "dead_units",
-    "gradient_std",
-    "input_mean",
-    "input_mean_spread",
-    "preactivation_std",
-    "shift_angle_degrees",
-    "shift_ratio",
-    "sparsity",
-]
 LAYERS = ["body.0", "body.2", "head"]
 
 
@@ -36,9 +23,15 @@ def logged(folder):
     return {tag: {event.step: event.value for event in found.Scalars(tag)} for tag in found.Tags()["scalars"]}
 
 
-def scalars(trainer):
-    found = logged(trainer.logger.log_dir)
-    return {tag: values for tag, values in found.items() if tag.split("/")[0] in STATISTICS}
+@pytest.fixture
+def scalars(statistics):
+    """Return a function of a trainer: what the monitor has logged to TensorBoard."""
+
+    def of_steps(trainer):
+        found = logged(trainer.logger.log_dir)
+        return {tag: values for tag, values in found.items() if tag.split("/")[0] in statistics}
+
+    return of_steps
 
 
 @pytest.fixture
@@ -46,13 +39,15 @@ def logger(tmp_path):
     return TensorBoardLogger(tmp_path)
 
 
-def test_each_statistic_of_each_layer_is_logged_every_n_steps(make_project, make_trainer, loader, logger):
+def test_each_statistic_of_each_layer_is_logged_every_n_steps(
+    make_project, make_trainer, loader, logger, scalars, statistics
+):
     trainer = make_trainer(
         ShiftMonitor(every_n_steps=3, figures=False), logger=logger, max_epochs=2, log_every_n_steps=1
     )
     trainer.fit(make_project(), loader)
     found = scalars(trainer)
-    assert sorted(found) == sorted(f"{statistic}/{layer}" for statistic in STATISTICS for layer in LAYERS)
+    assert sorted(found) == sorted(f"{statistic}/{layer}" for statistic in statistics for layer in LAYERS)
     assert all(list(values) == [0, 3, 6] for values in found.values())
 
 
@@ -115,7 +110,9 @@ def test_values_are_those_of_the_batch_and_the_weights_before_the_step(
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
-def test_weights_count_as_rescaled_wherever_the_monitor_is_listed(is_first, make_project, make_trainer, loader, logger):
+def test_weights_count_as_rescaled_wherever_the_monitor_is_listed(
+    is_first, make_project, make_trainer, loader, logger, scalars
+):
     callbacks = [ShiftMonitor(figures=False), MinibatchInitCallback()][:: 1 if is_first else -1]
     trainer = make_trainer(*callbacks, logger=logger, max_steps=1, log_every_n_steps=1)
     trainer.fit(make_project(), loader)
@@ -149,7 +146,7 @@ def test_a_failing_step_leaves_no_hook(make_project, make_trainer, logger):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in project.modules())
 
 
-def test_accumulated_gradients_give_one_sample_a_step(make_project, make_trainer, loader, logger):
+def test_accumulated_gradients_give_one_sample_a_step(make_project, make_trainer, loader, logger, scalars):
     trainer = make_trainer(
         ShiftMonitor(every_n_steps=1, figures=False), logger=logger, accumulate_grad_batches=2, log_every_n_steps=1
     )
@@ -157,7 +154,9 @@ def test_accumulated_gradients_give_one_sample_a_step(make_project, make_trainer
     assert list(scalars(trainer)["shift_ratio/head"]) == [0, 1]
 
 
-def test_the_gradient_is_that_of_the_mean_loss_whatever_is_accumulated(make_project, make_trainer, loader, tmp_path):
+def test_the_gradient_is_that_of_the_mean_loss_whatever_is_accumulated(
+    make_project, make_trainer, loader, tmp_path, scalars
+):
     found = []
     for batches in (1, 4):
         logger = TensorBoardLogger(tmp_path, version=batches)
@@ -169,7 +168,7 @@ def test_the_gradient_is_that_of_the_mean_loss_whatever_is_accumulated(make_proj
     assert found[0] == pytest.approx(found[1])
 
 
-def test_a_run_after_a_failed_one_samples_its_first_step(make_project, make_trainer, loader, logger):
+def test_a_run_after_a_failed_one_samples_its_first_step(make_project, make_trainer, loader, logger, scalars):
     project, monitor = make_project(), ShiftMonitor(figures=False)
     spoiled = DataLoader(TensorDataset(torch.randn(4, 7), torch.zeros(4, dtype=torch.int64)))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -186,7 +185,7 @@ def test_a_batch_that_the_module_skips_leaves_no_hook(make_project, make_trainer
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in project.modules())
 
 
-def test_patterns_choose_layers(make_project, make_trainer, loader, logger):
+def test_patterns_choose_layers(make_project, make_trainer, loader, logger, scalars):
     trainer = make_trainer(
         ShiftMonitor(figures=False, include=["body.*"], exclude=["*.2.*"]), logger=logger, log_every_n_steps=1
     )
@@ -209,7 +208,7 @@ def test_without_a_logger_or_switched_off_nothing_is_observed(settings, make_pro
     assert seen == [0, 0, 0, 0]
 
 
-def test_a_compiled_network_is_observed_in_eager_mode(make_project, make_trainer, loader, logger):
+def test_a_compiled_network_is_observed_in_eager_mode(make_project, make_trainer, loader, logger, scalars):
     project = make_project()
     project.body.compile(backend="aot_eager")
     project(next(iter(loader))[0])  # compiled code without hooks is there already
@@ -223,13 +222,30 @@ def test_a_negative_period_is_refused():
         ShiftMonitor(every_n_steps=-1)
 
 
+def test_a_module_without_layers_trains_unobserved(make_project, make_trainer, loader, logger):
+    class Scaled(type(make_project())):
+        def build(self):
+            self.scale = torch.nn.Parameter(torch.ones(8))
+
+        def forward(self, inputs):
+            return inputs * self.scale
+
+    settings = {"logger": logger, "log_every_n_steps": 1}
+    project = Scaled()
+    make_trainer(ShiftMonitor(every_n_steps=1), **settings).fit(project, loader)
+    assert (project.scale != 1).all()
+    for patterns in ({"include": ["body.*"]}, {"exclude": ["body.*"]}):  # which name what is not there
+        with pytest.raises(ValueError, match="Scaled has no weight for the pattern"):
+            make_trainer(ShiftMonitor(**patterns), **settings).fit(Scaled(), loader)
+
+
 def test_a_pattern_that_matches_nothing_is_named_at_the_first_sample(make_project, make_trainer, loader, tmp_path):
     settings = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
     with pytest.raises(ValueError, match=r"'memory\.\*' matches no weight of Project; near it are"):
         make_trainer(ShiftMonitor(include=["memory.*"]), **settings).fit(make_project(), loader)
 
 
-def test_a_resumed_run_goes_on_with_the_schedule(make_project, make_trainer, loader, tmp_path):
+def test_a_resumed_run_goes_on_with_the_schedule(make_project, make_trainer, loader, tmp_path, scalars):
     trainer = make_trainer(enable_checkpointing=True, max_epochs=1)
     trainer.fit(make_project(), loader)
     path = trainer.checkpoint_callback.best_model_path
@@ -241,17 +257,17 @@ def test_a_resumed_run_goes_on_with_the_schedule(make_project, make_trainer, loa
     assert list(scalars(resumed)["shift_ratio/head"]) == [6, 9]
 
 
-def test_several_loggers_get_the_same(make_project, make_trainer, loader, logger, tmp_path):
+def test_several_loggers_get_the_same(make_project, make_trainer, loader, logger, tmp_path, statistics):
     csv = CSVLogger(tmp_path, name="csv")
     make_trainer(ShiftMonitor(figures=False), logger=[csv, logger], log_every_n_steps=1).fit(make_project(), loader)
     rows = DictReader(Path(csv.log_dir, "metrics.csv").read_text().splitlines())
     (row,) = [row for row in rows if row["shift_ratio/head"]]
     for tag, values in logged(logger.log_dir).items():
-        if tag.partition("/")[0] in STATISTICS:
+        if tag.partition("/")[0] in statistics:
             assert float(row[tag]) == pytest.approx(values[0], rel=1e-6), tag
 
 
-def test_a_step_that_reaches_no_layer_is_passed_over(make_project, make_trainer, loader, logger):
+def test_a_step_that_reaches_no_layer_is_passed_over(make_project, make_trainer, loader, logger, scalars):
     project = make_project()
     project.idle = torch.nn.Linear(2, 2)
     monitor = ShiftMonitor(every_n_steps=2, include=["idle.*"], histograms=True)

@@ -16,20 +16,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from lcw_lightning import ShiftMonitor
 
 LAYERS = ["body.0", "body.2", "head"]
-STATISTICS = [
-    "amplification_backward",
-    "amplification_forward",
-    "constraint_residual",
-    "dead_units",
-    "gradient_std",
-    "input_mean",
-    "input_mean_spread",
-    "preactivation_std",
-    "shift_angle_degrees",
-    "shift_ratio",
-    "sparsity",
-]
-FIGURES = ["boxes/by_layer", *(f"depth/{name}" for name in STATISTICS), "units/body.2", "units/head"]
+
+
+@pytest.fixture
+def figures(statistics):
+    """Tags of all figures of the project."""
+    return ["boxes/by_layer", *(f"depth/{name}" for name in statistics), "units/body.2", "units/head"]
 
 
 @pytest.fixture
@@ -51,10 +43,10 @@ def steps(events, tag="depth/shift_ratio"):
     return [image.step for image in events.Images(tag)]
 
 
-def test_every_figure_is_an_image_that_shows_something(fit):
+def test_every_figure_is_an_image_that_shows_something(fit, figures):
     events = fit(ShiftMonitor(), max_steps=1)
-    assert sorted(events.Tags()["images"]) == FIGURES
-    for tag in FIGURES:
+    assert sorted(events.Tags()["images"]) == figures
+    for tag in figures:
         (event,) = events.Images(tag)
         image = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
         assert image.shape == (event.height, event.width, 3)
@@ -65,9 +57,9 @@ def test_every_figure_is_an_image_that_shows_something(fit):
         assert (image == 255).all(axis=2).mean() > 0.5, tag
 
 
-def test_samples_0_4_16_and_so_on_and_the_last_are_drawn(fit):
+def test_samples_0_4_16_and_so_on_and_the_last_are_drawn(fit, figures):
     events = fit(ShiftMonitor(every_n_steps=2), max_steps=40)
-    assert {tuple(steps(events, tag)) for tag in FIGURES} == {(0, 8, 32, 38)}
+    assert {tuple(steps(events, tag)) for tag in figures} == {(0, 8, 32, 38)}
     assert len(events.Scalars("shift_ratio/head")) == 20
 
 
@@ -144,11 +136,11 @@ def test_without_figures_there_are_scalars_and_charts_alone(fit):
     assert events.Scalars("shift_ratio/head")
 
 
-def test_one_chart_a_statistic_shows_all_of_its_layers(fit):
+def test_one_chart_a_statistic_shows_all_of_its_layers(fit, statistics):
     events = fit(ShiftMonitor(figures=False))
     (event,) = events.Tensors("custom_scalars__config__")
     (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
-    assert sorted(chart.title for chart in category.chart) == STATISTICS
+    assert sorted(chart.title for chart in category.chart) == statistics
     tags = events.Tags()["scalars"]
     for chart in category.chart:
         (pattern,) = chart.multiline.tag
@@ -167,20 +159,20 @@ def test_histograms_of_every_layer_come_at_every_sample_if_asked_for(fit):
     assert (found.sum_squares / found.num) ** 0.5 > std  # which is about the mean of each unit
 
 
-def test_a_layer_that_is_never_called_breaks_neither_figures_nor_histograms(make_project, fit):
+def test_a_layer_that_is_never_called_breaks_neither_figures_nor_histograms(make_project, fit, figures):
     project = make_project()
     project.idle = torch.nn.Linear(2, 2)
     events = fit(ShiftMonitor(histograms=True), project=project, max_steps=1)
-    assert sorted(events.Tags()["images"]) == FIGURES
+    assert sorted(events.Tags()["images"]) == figures
     assert not [tag for tag in (*events.Tags()["histograms"], *events.Tags()["scalars"]) if tag.endswith("idle")]
 
 
-def test_a_run_that_diverges_is_still_drawn(make_project, fit):
+def test_a_run_that_diverges_is_still_drawn(make_project, fit, figures):
     project = make_project()
     with torch.no_grad():
         project.body[0].weight[0] = torch.nan
     events = fit(ShiftMonitor(histograms=True), project=project, max_steps=1)
-    assert sorted(events.Tags()["images"]) == FIGURES
+    assert sorted(events.Tags()["images"]) == figures
     assert np.isnan(events.Scalars("shift_ratio/body.0")[0].value)
 
 
@@ -204,13 +196,13 @@ class Gallery(Logger):
         (self.images[key, step],) = images
 
 
-def test_any_logger_that_takes_images_gets_them(make_project, make_trainer, loader):
+def test_any_logger_that_takes_images_gets_them(make_project, make_trainer, loader, figures):
     gallery = Gallery()
     trainer = make_trainer(ShiftMonitor(every_n_steps=3), logger=gallery, log_every_n_steps=1)
     trainer.fit(make_project(), loader)
     assert gallery.steps == [0, 3]
     assert {step for _, step in gallery.images} == {0, 3}
-    assert sorted({key for key, _ in gallery.images}) == FIGURES
+    assert sorted({key for key, _ in gallery.images}) == figures
     assert all(image.dtype == np.uint8 for image in gallery.images.values())
 
 

@@ -1,0 +1,44 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lcw_lightning.plotting import rgb_array
+from lcw_lightning.plotting.preflight import plot_preflight
+
+DRAWS = torch.arange(11.0)[:, None].expand(11, 5).double()
+
+
+def test_the_line_is_the_median_and_the_band_goes_from_10_to_90_percent():
+    left, right = plot_preflight({"": 10**DRAWS}, {"": DRAWS}).axes
+    for axes in (left, right):
+        np.testing.assert_allclose(axes.lines[0].get_xydata(), [(n, 5.0) for n in range(1, 6)])
+        heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((1.0, 9.0))
+        assert axes.get_legend() is None
+
+
+def test_labels_are_told_apart():
+    left, right = plot_preflight({"none": DRAWS + 1, "lcw": DRAWS + 2}, {"none": DRAWS, "lcw": DRAWS}).axes
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["none", "lcw"]
+    assert len({line.get_color() for line in left.lines}) == 2
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 0.0], ids=str)
+def test_numbers_that_are_not_finite_end_at_the_edge(value):
+    draws = DRAWS.clone()
+    draws[2:, 1] = value
+    figure = plot_preflight({"": draws.clamp(min=0)}, {"": draws})
+    rgb_array(figure)
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert math.isfinite(high - low)
+        heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert low <= heights.min() <= heights.max() <= high
+        assert heights.max() == high or value != math.inf
+
+
+def test_a_check_in_which_all_failed_is_drawn():
+    failed = torch.full((3, 4), math.inf)
+    rgb_array(plot_preflight({"": failed}, {"": failed}))
