@@ -57,7 +57,7 @@ def tables(rows: list[Row], rates: list[float], select_epochs: int) -> str:
     grid = ", ".join(f"{rate:g}" for rate in rates)
     edge = sum(row.rate in (rates[0], rates[-1]) for row in rows)
     caption = (
-        f"Learning rates: of {grid}, for each method the one with the lowest training loss after {select_epochs} "
+        f"Learning rates: of {grid}, for each method the one with the highest training accuracy after {select_epochs} "
         f"epoch{'s' * (select_epochs > 1)} of seed 0, among runs that stayed finite; the lowest if none did. "
         f"For {edge} of {len(rows)} methods it is the lowest or the highest of the grid. "
         "Failed: the loss became infinite or nan, which ends a run, or the last test accuracy is below "

@@ -55,16 +55,17 @@ def at(pair: tuple[str, str], rate: float, epochs: int | None, seed: int) -> Run
 
 
 def best_rate(rates: list[float], runs: list[Run], folder: Path) -> float | None:
-    """Return the rate with the lowest last training loss, of equals the lower; the lowest of all if all diverged.
+    """Return the rate with the highest last training accuracy, of equals the lower; the lowest of all if all diverged.
 
-    ``None`` as long as a run is missing.
+    ``None`` as long as a run is missing. An epoch's mean loss would not do: of a run whose first steps explode it says
+    nothing else.
     """
     records = finished(runs, folder)
     if len(records) < len(runs):
         return None
-    ends = [(record["epochs"]["train/loss"][-1], rate) for rate, record in zip(rates, records, strict=True)]
+    ends = [(record["epochs"]["train/accuracy"][-1], -rate) for rate, record in zip(rates, records, strict=True)]
     finite = [end for end, record in zip(ends, records, strict=True) if not record["diverged"]]
-    return min(finite)[1] if finite else min(rates)
+    return -max(finite)[1] if finite else min(rates)
 
 
 def finished(runs: list[Run], folder: Path) -> list[dict]:

@@ -23,7 +23,8 @@ def digits(tools, tmp_path, monkeypatch):
 def finished(accuracy=0.9, loss=0.3, sparsity=0.7, diverged=False, epochs=2):
     """What a run's JSON holds, as far as reports read it."""
     last = {"train/loss": None if diverged else loss, "test/accuracy": accuracy, "test/sparsity": sparsity}
-    first = {"train/loss": 2.0, "test/accuracy": 0.5, "test/sparsity": 0.5}
+    last["train/accuracy"] = accuracy
+    first = {"train/loss": 2.0, "train/accuracy": 0.5, "test/accuracy": 0.5, "test/sparsity": 0.5}
     return {
         "config": "configs/mlp_digits.yaml",
         "diverged": diverged,
@@ -42,39 +43,39 @@ def write(tools, tmp_path, run, record):
 @pytest.mark.parametrize(
     ("ends", "best"),
     [
-        ((0.5, 0.4, 0.6), 0.01),
-        ((0.5, 0.5, 0.6), 0.001),
-        ((0.5, 0.4, None), 0.01),
-        ((None, None, 0.7), 0.1),
+        ((0.5, 0.6, 0.4), 0.01),
+        ((0.6, 0.6, 0.4), 0.001),
+        ((0.5, 0.6, None), 0.01),
+        ((None, None, 0.3), 0.1),
         ((None, None, None), 0.001),
     ],
-    ids=["lowest loss", "a tie", "one diverged", "two diverged", "all diverged"],
+    ids=["highest accuracy", "a tie", "one diverged", "two diverged", "all diverged"],
 )
-def test_the_rate_is_that_of_the_lowest_training_loss(tools, tmp_path, ends, best):
+def test_the_rate_is_that_of_the_highest_training_accuracy_whatever_the_loss(tools, tmp_path, ends, best):
     rates = [0.001, 0.01, 0.1]
     runs = [tools.stages.at(("sparse_mlp100", "ST_0.5"), rate, 2, 0) for rate in rates]
-    for run, loss in zip(runs, ends, strict=True):
+    for run, accuracy, loss in zip(runs, ends, (0.3, 4e5, 0.2), strict=True):
         assert tools.stages.best_rate(rates, runs, tmp_path / "out") is None  # until all runs are there
-        write(tools, tmp_path, run, finished(loss=loss, diverged=loss is None))
+        write(tools, tmp_path, run, finished(accuracy or 0.9, loss, diverged=accuracy is None))
     assert tools.stages.best_rate(rates, runs, tmp_path / "out") == best
 
 
 def test_the_report_says_what_the_jsons_say(tools, digits, tmp_path, capsys):
-    def store(method, losses, finals):
+    def store(method, accuracies, finals):
         rates = (0.001, 0.01, 0.1)
-        for rate, loss in zip(rates, losses, strict=True):
+        for rate, accuracy in zip(rates, accuracies, strict=True):
             run = tools.stages.at(("mlp", method), rate, 1, 0)
-            write(tools, tmp_path, run, finished(loss=loss, diverged=loss is None, epochs=1))
+            write(tools, tmp_path, run, finished(accuracy or 0.9, diverged=accuracy is None, epochs=1))
         for rate, seed, record in finals:
             write(tools, tmp_path, tools.stages.at(("mlp", method), rate, 2, seed), record)
 
     good = [(0.01, seed, finished(0.9 + seed / 50, 0.2 + seed / 10, 0.6 + seed / 20)) for seed in (0, 1, 2)]
-    store("ReLU_tau_0.6+LCW", (0.5, 0.4, None), good)
+    store("ReLU_tau_0.6+LCW", (0.5, 0.6, None), good)
     other_rate = (0.1, 0, finished(accuracy=0.123))
     nan, chance = finished(accuracy=0.098, diverged=True, sparsity=0.0, epochs=1), finished(accuracy=0.199, loss=4e5)
     store("ReLU_tau_0.6", (0.5, None, None), [(0.001, 0, nan), (0.001, 1, chance), other_rate])
     store("ReLU_tau_0.7", (None, None, None), [(0.001, 0, nan)])
-    store("ReLU_tau_0.8", (0.5, 0.4, 0.3), [])  # chosen, but not trained yet
+    store("ReLU_tau_0.8", (0.5, 0.6, 0.7), [])  # chosen, but not trained yet
     marker = "<!-- sparse_2epochs: made by tools/reproduce.py -->\n"
     tools.reproduce.README.write_text(f"{marker}<!-- /sparse_2epochs -->\n")
     flags = ["--rates", "0.1", "0.001", "0.01", "--select-epochs=1", "--epochs=2"]
