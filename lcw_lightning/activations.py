@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lcw_lightning.theory.edge_of_chaos import edge_of_chaos
+from lcw_lightning.theory.edge_of_chaos import threshold_and_clip
 from lcw_lightning.theory.thresholded import Thresholded
 
 __all__ = ["ClippedShiftedReLU", "ClippedSoftThreshold", "ShiftedReLU", "SoftThreshold"]
@@ -57,8 +57,7 @@ class _Unclipped(_ThresholdedActivation):
         if tau is not None and sparsity is None:
             super().__init__(tau, math.inf)
         elif tau is None and sparsity is not None:
-            # Tau is the same with and without zero_sum, but below sparsity 0.5 there is no edge of chaos without.
-            super().__init__(edge_of_chaos(type(self), sparsity, q=q, zero_sum=True).tau, math.inf)
+            super().__init__(*threshold_and_clip(type(self), sparsity, q=q))
         else:
             name, given = type(self).__name__, f"tau={tau}, sparsity={sparsity}"
             raise ValueError(f"{name} needs either tau or sparsity, got {given}: give one of them.")
@@ -80,8 +79,7 @@ class _Clipped(_ThresholdedActivation):
         if tau is not None and max is not None and sparsity is None:
             super().__init__(tau, max)
         elif tau is None and max is None and sparsity is not None:
-            edge = edge_of_chaos(type(self), sparsity, slope, q, zero_sum)
-            super().__init__(edge.tau, edge.clip)
+            super().__init__(*threshold_and_clip(type(self), sparsity, slope, q, zero_sum))
         else:
             name, given = type(self).__name__, f"tau={tau}, max={max}, sparsity={sparsity}"
             raise ValueError(f"{name} needs either tau and max or sparsity, got {given}: give those two or that one.")

@@ -24,7 +24,10 @@ Statistics = Mapping[str, Mapping[str, float]]
 
 CONSTANT = 2e7  # a shift ratio beyond which the std is rounding
 CONSTRAIN = "constrain the weights: constrain(network), or ConstraintCallback, or --constraint.kind=lcw"
-RESCALE = "rescale the weights on a minibatch: minibatch_init_(network, inputs), or MinibatchInitCallback"
+RESCALE = (
+    "rescale the weights on a minibatch: minibatch_init_(network, inputs), or MinibatchInitCallback (for sparse "
+    "activations draw them at the edge of chaos: edge_of_chaos_init_(network, inputs), or EdgeOfChaosInitCallback)"
+)
 PRECISION = "compute in float32 or bfloat16, if it is float16"
 
 

@@ -73,11 +73,13 @@ def edge_of_chaos_init_(
         inputs: What the model's forward takes.
         activation: The elementwise function between the layers. Unless given it is that of the modules of
             :mod:`lcw_lightning.activations` and :mod:`torch.nn.modules.activation` in the model, which must be alike.
-        q: Variance of the preactivations, the fixed point.
+        q: Variance of the preactivations, the fixed point. Sparse activations have the sparsity and slope that they
+            were made for at the ``q`` that they were made with, and others at another.
         weights: ``gaussian``, or ``delta_orthogonal`` (Xiao et al., arXiv 1806.05393): kernels that are zero but for
             their centre tap, which is :math:`\sigma_w` times a random matrix with orthonormal rows; with more output
             than input channels it has orthogonal columns and rows of mean square norm :math:`\sigma_w^2`. Linear
-            layers are the case of a 1 x 1 kernel. Zero-sum weights are orthogonal within their subspace.
+            layers are the case of a 1 x 1 kernel. Zero-sum weights are orthogonal within their subspace: a first
+            convolution would be blind to what the few channels of images have in common, so leave it unconstrained.
 
     Returns:
         The model itself.

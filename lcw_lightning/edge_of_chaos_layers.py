@@ -1,6 +1,6 @@
 """Which layers of a model are drawn at the edge of chaos, with which standard deviations, looked at beforehand."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -66,15 +66,17 @@ def only_activation(model: nn.Module) -> nn.Module:
         >>> only_activation(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh()))
         Tanh()
     """
-    found: dict[str, nn.Module] = {}
+    found: dict[Any, nn.Module] = {}
     for module in model.modules():
         of_torch = type(module).__module__ == nn.ReLU.__module__ and not isinstance(module, nn.MultiheadAttention)
         if of_torch or hasattr(module, "thresholded"):
-            found.setdefault(repr(module), module)
+            learned = [parameter.tolist() for parameter in module.parameters()]
+            found.setdefault((repr(module), getattr(module, "thresholded", None), str(learned)), module)
     if len(found) != 1:
+        given = ", ".join(map(repr, found.values())) or "none"
         raise ValueError(
             f"edge_of_chaos_init_ needs the one activation of the network, but the activation modules in "
-            f"{type(model).__name__} are: {', '.join(found) or 'none'}; give the one that the weights are for, "
+            f"{type(model).__name__} are: {given}; give the one that the weights are for, "
             "edge_of_chaos_init_(model, inputs, activation=...)."
         )
     return next(iter(found.values()))

@@ -158,6 +158,8 @@ def quantile(values: Tensor, fraction: float) -> float:
 
 def _of_batch(q: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """Return q and gradient growth by layer, from ``(layers, samples)``."""
+    if not norms[-1].any():
+        return failed_is_infinite(q.mean(1)), torch.full_like(norms[:, 0], -math.inf)  # nothing arrives
     growth = failed_is_infinite((norms / norms[-1]).log10())
     growth[:, norms[-1] == 0] = math.nan  # samples without any gradient, such as padding, say nothing
     return failed_is_infinite(q.mean(1)), failed_is_infinite(growth.nanmedian(1).values)

@@ -123,3 +123,13 @@ def test_q_is_the_same_at_borders_of_circularly_padded_images(kind, weights):
     edges[1:-1, 1:-1] = False
     assert 0.6 < q.mean() < 1.6
     assert q[edges].mean().item() == pytest.approx(q[~edges].mean().item(), rel=0.15)
+
+
+@pytest.mark.parametrize(("exclude", "sees"), [(["0.weight"], True), ([], False)], ids=["unconstrained", "constrained"])
+def test_grey_images_reach_a_delta_orthogonal_network_whose_first_convolution_is_unconstrained(exclude, sees):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 50, 3, padding=1), ShiftedReLU(sparsity=0.7), nn.Conv2d(50, 50, 1))
+    constrain(network, "lcw", exclude=exclude)
+    edge_of_chaos_init_(network, torch.randn(4, 3, 8, 8), weights="delta_orthogonal")
+    dark, bright = (network(torch.full((1, 3, 8, 8), grey)) for grey in (-1.0, 1.0))
+    assert bool((dark - bright).abs().max() > 1e-3) is sees

@@ -36,6 +36,8 @@ def test_linear_layers_and_convolutions_are_drawn_by_name():
     [
         pytest.param([], "Sequential are: none; give the one", id="none"),
         pytest.param([nn.ReLU(), nn.Sigmoid()], r"are: ReLU\(\), Sigmoid\(\); give the one", id="two"),
+        pytest.param([nn.PReLU(), nn.PReLU(init=1.0)], r"PReLU\(num_parameters=1\), PReLU", id="learned"),
+        pytest.param([SPARSE, ShiftedReLU(0.5000001)], r"ShiftedReLU\(tau=0\.5\), ShiftedReLU", id="nearly alike"),
         pytest.param([SPARSE, ShiftedReLU(0.6)], r"ShiftedReLU\(tau=0\.5\), ShiftedReLU\(tau=0\.6\)", id="settings"),
         pytest.param([SPARSE, SoftThreshold(0.5)], r"ShiftedReLU\(tau=0\.5\), SoftThreshold\(tau=0\.5\)", id="ours"),
     ],

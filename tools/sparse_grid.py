@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
+from lcw_lightning import activations
+from lcw_lightning.theory.edge_of_chaos import edge_of_chaos_stds
+from lcw_lightning.theory.variance_maps import VarianceMap
+
 __all__ = ["METHODS", "NETWORKS", "PAPER_TABLE_2", "RATES", "Method"]
 
 CLASSES = {
@@ -40,6 +46,18 @@ class Method:
         """Such as ``CReLU_0.85_0.7+LCW``."""
         slope = "" if self.slope is None else f"_{self.slope:g}"
         return f"{self.activation}_{self.sparsity:g}{slope}{'+LCW' * self.lcw}"
+
+    def activation_module(self) -> nn.Module:
+        """Return the activation."""
+        options = {} if self.slope is None else {"slope": self.slope}
+        return getattr(activations, CLASSES[self.activation])(sparsity=self.sparsity, **options)
+
+    @property
+    def map_slope(self) -> float:
+        """V'(q*) of the variance map that the method's weights have, plain or zero-sum."""
+        activation = self.activation_module()
+        stds = edge_of_chaos_stds(activation, zero_sum=self.lcw)
+        return VarianceMap(activation, *stds, zero_sum=self.lcw).slope(1.0)
 
     @property
     def flags(self) -> list[str]:

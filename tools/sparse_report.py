@@ -63,8 +63,9 @@ def tables(rows: list[Row], rates: list[float], select_epochs: int) -> str:
         "Failed: the loss became infinite or nan, which ends a run, or the last test accuracy is below "
         f"{FAILED:g} (chance is 0.1). Values are the last epoch's: training loss, the mean over the runs that stayed "
         "finite; accuracy on the test images, mean (lowest to highest) over all seeds; measured sparsity, the mean "
-        "fraction of zeros in the activations over the test images. sparsity and V'(q*) are those of the plain "
-        "activation at initialization. The paper's are the mean ± standard deviation of five runs of 200 epochs for "
+        "fraction of zeros in what layers take as input over the test images, the first layer left out. sparsity and "
+        "V'(q*) are those at initialization, V' of the variance map that the weights have; with LCW tau and clip are "
+        "those of the plain row. The paper's are the mean ± standard deviation of five runs of 200 epochs for "
         "the MLP, one run for the CNN."
     )
     return "\n".join([*parts, f"{caption} {reports.made_by([record for row in rows for record in row.records])}"])
@@ -76,7 +77,7 @@ def line(row: Row) -> str:
     losses = [loss for loss in row.last("train/loss") if loss is not None]
     accuracies, sparsities = row.last("test/accuracy"), row.last("test/sparsity")
     cells = [
-        *(method.activation, f"{method.sparsity:g}", "1" if method.slope is None else f"{method.slope:g}"),
+        *(method.activation, f"{method.sparsity:g}", f"{method.map_slope:.2f}"),
         *("LCW" if method.lcw else "plain", f"{row.rate:g}", len(row.records), reports.epochs(row.records)),
         rounded(statistics.mean(losses)) if losses else "diverged",
         f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f} to {max(accuracies):.3f})",

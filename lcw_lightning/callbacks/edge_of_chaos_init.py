@@ -30,7 +30,8 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
     Args:
         weights: ``gaussian``; ``delta_orthogonal`` (Xiao et al. 2018), for Linear and plain convolutions with odd
             kernels; ``none`` leaves all weights as they were drawn.
-        q: Variance of the preactivations, the fixed point of the variance map.
+        q: Variance of the preactivations, the fixed point of the variance map: that for which sparse activations were
+            made.
 
     Raises:
         ValueError: At setup, beside a MinibatchInitCallback that is on; in the first batch, whatever

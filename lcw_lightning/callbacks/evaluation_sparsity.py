@@ -22,7 +22,8 @@ class EvaluationSparsity(Callback):
 
     As Price et al. (ICLR 2024) measure it: of a whole data set, on all ranks; where there are several data sets, of
     all together. It is the mean over layers of the fraction in their inputs. The layer that is called first is left
-    out, since its input is the data, so a network of one layer has no such metric. A test also gives loggers each
+    out, since its input is the data, so a network of one layer has no such metric; what is pooled or normalized between
+    an activation and the next layer counts as the layer gets it. A test also gives loggers each
     layer's, as ``test_sparsity/layer``.
 
     Hooks exist during batches alone, and results stay bit for bit the same. A network that torch has compiled runs as

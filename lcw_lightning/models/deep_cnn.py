@@ -27,7 +27,9 @@ class DeepCNN(nn.Sequential):
     four ninths of the weights' share.
 
     Convolutions are named ``hidden.0.conv``, ``hidden.1.conv``, ..., the last layer is ``output``. Weights are drawn as
-    torch draws them by default, with which so deep a network does not train: draw them anew.
+    torch draws them by default, with which so deep a network does not train: draw them anew. Delta-orthogonal kernels
+    see their centre alone at the start, so that of 32 x 32 pixels the strides leave 8 x 8 to be seen until training has
+    filled the kernels.
 
     Args:
         in_channels: Channels of the images.

@@ -21,7 +21,7 @@ from lcw_lightning.theory.gaussian import Function, standard_deviation
 from lcw_lightning.theory.integrated import Integrated, gaussian_moments
 from lcw_lightning.theory.thresholded import Thresholded
 
-__all__ = ["EdgeOfChaos", "EdgeOfChaosStds", "edge_of_chaos", "edge_of_chaos_stds"]
+__all__ = ["EdgeOfChaos", "EdgeOfChaosStds", "edge_of_chaos", "edge_of_chaos_stds", "threshold_and_clip"]
 
 # In standard deviations: the narrowest clip that is searched, its step, and the value that no preactivation reaches.
 NARROWEST, STEP, HIGHEST = 1e-3, 0.1, 40.0
@@ -87,13 +87,29 @@ def edge_of_chaos(
         >>> [round(value, 4) for value in edge]
         [1.0364, 1.1704, 2.7083, 0.7716]
     """
+    tau, clip = threshold_and_clip(activation, sparsity, slope, q, zero_sum)
+    return EdgeOfChaos(tau, clip, *_stds(Thresholded(tau, clip, activation.odd), q, zero_sum))
+
+
+def threshold_and_clip(
+    activation: Family, sparsity: float, slope: float = 0.7, q: float = 1.0, zero_sum: bool = False
+) -> tuple[float, float]:
+    """Return the threshold and clip of :func:`edge_of_chaos`, which exist even where sigma_b would be imaginary.
+
+    Raises:
+        ValueError: If no clip has the slope, the sparsity is not between 0 and 1, or q is not positive and finite.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> threshold_and_clip(SimpleNamespace(odd=False, clipped=False), sparsity=0.5)
+        (0.0, inf)
+    """
     if not 0 < sparsity < 1:
         raise ValueError(f"The sparsity is a fraction of zeros: it must lie between 0 and 1, but {sparsity} was given.")
     r = standard_deviation(q)
     threshold = float(ndtri((1 + sparsity) / 2 if activation.odd else sparsity))
     width = _width(threshold, activation.odd, slope, zero_sum) if activation.clipped else math.inf
-    phi = Thresholded(threshold * r, width * r, activation.odd)
-    return EdgeOfChaos(phi.tau, phi.clip, *_stds(phi, q, zero_sum))
+    return threshold * r, width * r
 
 
 def edge_of_chaos_stds(activation: Function, q: float = 1.0, zero_sum: bool = False) -> EdgeOfChaosStds:
@@ -127,8 +143,8 @@ def _stds(phi: Thresholded | Integrated, q: float, zero_sum: bool) -> EdgeOfChao
     if bias_variance < -ROUNDING * q:
         raise ValueError(
             f"At q = {q} the edge of chaos of {phi} needs biases of variance {bias_variance:.3g}, below 0: take "
-            "zero-sum weights, with which only a jump can make it negative, another q or another activation; a sparse "
-            "activation needs a sparsity of at least 0.5."
+            "zero-sum weights in every layer, with which only a jump can make it negative, another q or another "
+            "activation (of the shifted ReLUs one with a sparsity of at least 0.5)."
         )
     return EdgeOfChaosStds(1 / math.sqrt(slope), math.sqrt(max(bias_variance, 0.0)))
 

@@ -83,10 +83,10 @@ def test_the_report_says_what_the_jsons_say(tools, digits, tmp_path, capsys):
     tools.reproduce.main([*digits, *flags, "--report"])
     said = capsys.readouterr().out
     lines = [line for line in said.splitlines() if line.startswith(("| ReLU_tau", "| ST", "| C"))]
-    assert lines == [
-        "| ReLU_tau | 0.6 | 1 | plain | 0.001 | 2 | 1, 2 | 4e5 | 0.149 (0.098 to 0.199) | 0.350 | 2 of 2 | - | - |",
-        "| ReLU_tau | 0.6 | 1 | LCW | 0.01 | 3 | 2 | 0.300 | 0.920 (0.900 to 0.940) | 0.650 | 0 of 3 | - | - |",
-        "| ReLU_tau | 0.7 | 1 | plain | 0.001 | 1 | 1 | diverged | 0.098 (0.098 to 0.098) | 0.000 | 1 of 1 | - | - |",
+    assert [line.removeprefix("| ReLU_tau | ") for line in lines] == [
+        "0.6 | 1.00 | plain | 0.001 | 2 | 1, 2 | 4e5 | 0.149 (0.098 to 0.199) | 0.350 | 2 of 2 | - | - |",
+        "0.6 | 0.72 | LCW | 0.01 | 3 | 2 | 0.300 | 0.920 (0.900 to 0.940) | 0.650 | 0 of 3 | - | - |",
+        "0.7 | 1.00 | plain | 0.001 | 1 | 1 | diverged | 0.098 (0.098 to 0.098) | 0.000 | 1 of 1 | - | - |",
     ]
     assert "Learning rates: of 0.001, 0.01, 0.1" in said
     assert "after 1 epoch of seed 0" in said
@@ -160,7 +160,7 @@ def test_both_stages_run_once_and_a_run_that_diverges_ends(tools, digits, tmp_pa
     assert good["epochs"]["test/accuracy"][-1] > 0.5
     assert all(0.5 < fraction < 0.7 for fraction in good["epochs"]["test/sparsity"])
     assert said.count("there already") == 1  # the second stage's run is one of the first's
-    assert "| ReLU_tau | 0.6 | 1 | LCW | 0.03 | 1 | 2 |" in said
+    assert "| ReLU_tau | 0.6 | 0.72 | LCW | 0.03 | 1 | 2 |" in said
     assert not any((tmp_path / "out" / "unfinished").iterdir())
 
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")}

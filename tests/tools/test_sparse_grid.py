@@ -57,3 +57,19 @@ def test_the_grid_is_the_papers_table_2_and_ours_each_with_lcw(tools):
     # What the paper says of its table: only slope .7 never fails, and no clip fails from .7 on (ST: always).
     failed = {key for key, row in paper.items() if row[0] < 0.8 or row[4] < 0.5}
     assert {slope for _, _, slope in failed} == {None, 0.5, 0.9}
+
+
+@pytest.mark.parametrize(
+    ("setting", "plain", "lcw"),
+    [
+        (("ReLU_tau", 0.6), 1.0, 0.725),
+        (("ReLU_tau", 0.9), 1.0, 0.917),
+        (("ST", 0.5), 1.0, 1.0),
+        (("CST", 0.7, 0.7), 0.7, 0.7),
+    ],
+    ids=["ReLU_tau 0.6", "ReLU_tau 0.9", "ST", "CST"],
+)
+def test_the_slope_of_a_methods_variance_map_is_that_of_its_weights(tools, setting, plain, lcw):
+    method = tools.sparse_grid.Method
+    assert method(*setting).map_slope == pytest.approx(plain, abs=1e-9)
+    assert method(*setting, lcw=True).map_slope == pytest.approx(lcw, abs=5e-4)
