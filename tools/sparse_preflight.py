@@ -119,7 +119,7 @@ def table(rows: dict) -> str:
     """Return the Markdown table, and how it was made."""
     mine = {method: rows[method.name] for method in METHODS if method.name in rows}
     beyond = sum(line(method, row).count("*") for method, row in mine.items())
-    known = 4 * sum(not method.lcw and "-" not in REFERENCE[setting(method)] for method in mine)
+    known = 4 * sum(not method.lcw and "-" not in REFERENCE[setting(method)].split() for method in mine)
     caption = (
         f"Hidden layers: {DEPTH} of {WIDTH} units, weights drawn by edge_of_chaos_init_ for q* = 1; {DRAWS} networks a "
         "row, each with a standard normal input, and a standard normal gradient at the last hidden layer. q is the "
