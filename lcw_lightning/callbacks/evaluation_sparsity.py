@@ -44,6 +44,7 @@ class EvaluationSparsity(Callback):
         self.enabled = enabled
         self._counting = ExitStack()
         self._sparsity: ActivationSparsity | None = None
+        self._by_layer: dict[str, float] = {}  # of the last evaluation, until a test has logged it
 
     def layers(self, pl_module: LightningModule) -> dict[str, ObservedLayer]:
         """Return the layers that the patterns choose."""
@@ -85,15 +86,21 @@ class EvaluationSparsity(Callback):
         # All ranks have this mean already; sync_dist says so to Lightning.
         mean = torch.tensor(fmean(by_layer.values()), device=pl_module.device)
         pl_module.log(f"{'test' if trainer.testing else 'val'}/sparsity", mean, sync_dist=True, batch_size=1)
-        if trainer.testing and trainer.is_global_zero:
-            scalars = {f"test_sparsity/{name}": value for name, value in by_layer.items()}
-            for logger in trainer.loggers:
-                log_scalars(logger, scalars, trainer.global_step)
+        self._by_layer = by_layer
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After the metrics of the test, which a CSV file's first row shall hold.
+        if self._by_layer and trainer.is_global_zero:
+            scalars = {f"test_sparsity/{name}": value for name, value in self._by_layer.items()}
+            for logger in trainer.loggers:
+                log_scalars(logger, scalars, trainer.global_step)
+        self._by_layer = {}
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
