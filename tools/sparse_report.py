@@ -47,7 +47,7 @@ class Row:
         )
 
 
-def tables(rows: list[Row], rates: list[float], select_epochs: int) -> str:
+def tables(rows: list[Row], rates: list[float], select_epochs: int, clipping: bool = True) -> str:
     """Return a Markdown table for each network, the rules by which it was made, and what made it."""
     parts = []
     for network in reports.unique(row.network for row in rows):
@@ -57,7 +57,8 @@ def tables(rows: list[Row], rates: list[float], select_epochs: int) -> str:
     grid = ", ".join(f"{rate:g}" for rate in rates)
     edge = sum(row.rate in (rates[0], rates[-1]) for row in rows)
     caption = (
-        f"Learning rates: of {grid}, for each method the one with the highest training accuracy after {select_epochs} "
+        f"{'' if clipping else 'Gradients are not clipped. '}Learning rates: of {grid}, for each method the one with "
+        f"the highest training accuracy after {select_epochs} "
         f"epoch{'s' * (select_epochs > 1)} of seed 0, among runs that stayed finite; the lowest if none did. "
         f"For {edge} of {len(rows)} methods it is the lowest or the highest of the grid. "
         "Failed: the loss became infinite or nan, which ends a run, or the last test accuracy is below "

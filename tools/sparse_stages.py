@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import reports
@@ -11,6 +12,7 @@ import sparse_report
 from runs import Run, run_all
 from sparse_grid import METHODS, NETWORKS, RATES
 
+NO_CLIPPING = "_noclipping"  # in names
 SELECTION_SEED = 0  # whatever --seeds says, so that shares with other seeds choose alike
 
 
@@ -20,35 +22,38 @@ def main(arguments: argparse.Namespace, folder: Path, readme: Path) -> None:
     shard, shards = arguments.shard
     pairs = [(network, name) for network in arguments.networks for name in names][shard - 1 :: shards]
     rates, epochs, seeds = sorted(arguments.rates), arguments.epochs, arguments.seeds
+    run_at = partial(at, clipping=not arguments.no_gradient_clipping)
 
     def train(runs: list[Run]) -> None:
         failed = [] if arguments.report else run_all(runs, folder, arguments.device, arguments.data_dir)
         if failed:
             sys.exit(f"failed: {', '.join(failed)}; what they said is above. Start again to go on with them.")
 
-    tried = {pair: [at(pair, rate, arguments.select_epochs, SELECTION_SEED) for rate in rates] for pair in pairs}
+    tried = {pair: [run_at(pair, rate, arguments.select_epochs, SELECTION_SEED) for rate in rates] for pair in pairs}
     train([run for runs in tried.values() for run in runs])
     chosen = {pair: rate for pair, runs in tried.items() if (rate := best_rate(rates, runs, folder)) is not None}
-    train([at(pair, rate, epochs, seed) for seed in seeds for pair, rate in chosen.items()])
+    train([run_at(pair, rate, epochs, seed) for seed in seeds for pair, rate in chosen.items()])
     rows = [
         sparse_report.Row(pair[0], METHODS[pair[1]], rate, records)
         for pair, rate in chosen.items()
-        if (records := finished([at(pair, rate, epochs, seed) for seed in seeds], folder))
+        if (records := finished([run_at(pair, rate, epochs, seed) for seed in seeds], folder))
     ]
     if not rows:
         sys.exit(f"{folder} holds none of these runs; run the grid first, without --report.")
-    text = sparse_report.tables(rows, rates, arguments.select_epochs)
+    text = sparse_report.tables(rows, rates, arguments.select_epochs, not arguments.no_gradient_clipping)
     print(text)
     if arguments.report:
-        name = f"sparse_{epochs}epochs" if epochs else "sparse"
+        name = "sparse" + NO_CLIPPING * arguments.no_gradient_clipping + f"_{epochs}epochs" * bool(epochs)
         noted = reports.write_between_markers(readme, name, text)
         print(f"\nThe tables are in {readme.name}." if noted else f"\n{readme.name} has no markers {name}.")
 
 
-def at(pair: tuple[str, str], rate: float, epochs: int | None, seed: int) -> Run:
+def at(pair: tuple[str, str], rate: float, epochs: int | None, seed: int, clipping: bool = True) -> Run:
     """Return the run of a network and a method at a learning rate."""
     network, name = pair
     variant, flags = f"_lr{rate:g}", [*METHODS[name].flags, f"--model.optimizer.init_args.lr={rate:g}"]
+    if not clipping:
+        variant, flags = variant + NO_CLIPPING, [*flags, "--trainer.gradient_clip_val=null"]
     if epochs:
         variant, flags = f"{variant}_{epochs}epochs", [*flags, f"--trainer.max_epochs={epochs}"]
     return Run(network, NETWORKS[network], name, seed, flags, variant)
@@ -87,6 +92,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     globs = "globs such as 'CReLU_*_0.7*', quoted; + stands for itself"
     command.add_argument("--methods", nargs="+", default=["*"], metavar="GLOB", help=globs)
+    command.add_argument("--no-gradient-clipping", action="store_true", help="unless given, as the config says")
     command.add_argument("--rates", type=float, nargs="+", default=RATES, help="the grid of learning rates")
     command.add_argument(
         "--select-epochs", type=int, default=2, help="of the runs that choose the rate; 2 unless given"

@@ -40,6 +40,10 @@ def test_every_methods_flags_give_its_activation_and_its_weights(tools, parser, 
         assert settings.edge_of_chaos_init.weights != "none"
         assert settings.minibatch_init.granularity == "none"
         assert settings.shift_monitor.every_n_steps > 0
+        assert settings.trainer.gradient_clip_val == 1.0
+    unclipped = tools.stages.at((network, name), 3e-5, 4, 1, clipping=False)
+    assert unclipped.name == run.name.replace("_4epochs", "_noclipping_4epochs")
+    assert parser.parse_args(["--config", str(config), *unclipped.flags]).trainer.gradient_clip_val is None
 
 
 def test_the_grid_is_the_papers_table_2_and_ours_each_with_lcw(tools):
