@@ -128,8 +128,10 @@ def test_first_inputs_that_say_nothing_to_the_first_layer_are_refused(constant, 
 def test_constant_inputs_will_do_for_plain_weights_and_small_variation_for_zero_sum_ones():
     plain, zero_sum = (MLP(784, 2, depth=2, width=300, activation=lambda: SPARSE) for _ in range(2))
     constrain(zero_sum)
-    edge_of_chaos_init_(plain, torch.full((8, 784), 1 / 3))
-    edge_of_chaos_init_(zero_sum, 1 / 3 + 1e-4 * torch.randn(8, 784))
+    inputs = torch.full((8, 784), 1 / 3), 1 / 3 + 1e-4 * torch.randn(8, 784)
+    for network, given in zip((plain, zero_sum), inputs, strict=True):
+        edge_of_chaos_init_(network, given)
+        assert network.hidden[0].linear(given).square().mean().item() == pytest.approx(1.0, abs=0.2)
 
 
 def test_a_network_that_runs_none_of_its_layers_is_refused():

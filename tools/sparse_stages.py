@@ -89,7 +89,7 @@ def methods(globs: list[str]) -> list[str]:
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what this grid alone has."""
-    command.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    command.add_argument("--networks", nargs="+", choices=NETWORKS, default=["sparse_mlp100", "sparse_cnn50"])
     globs = "globs such as 'CReLU_*_0.7*', quoted; + stands for itself"
     command.add_argument("--methods", nargs="+", default=["*"], metavar="GLOB", help=globs)
     command.add_argument("--no-gradient-clipping", action="store_true", help="unless given, as the config says")

@@ -41,4 +41,5 @@ def test_numbers_that_are_not_finite_end_at_the_edge(value):
 
 def test_a_check_in_which_all_failed_is_drawn():
     failed = torch.full((3, 4), math.inf)
-    rgb_array(plot_preflight({"": failed}, {"": failed}))
+    image = rgb_array(plot_preflight({"": failed}, {"": failed}))
+    assert image.min() < 100  # axes and labels are there

@@ -243,3 +243,13 @@ def test_a_q_that_is_no_variance_is_refused_everywhere(activation, q, zero_sum):
 def test_a_rho_that_is_no_correlation_is_refused():
     with pytest.raises(ValueError, match=r"correlation must lie between -1 and 1, but 1.5 was given"):
         VarianceMap(torch.relu, 1.0).correlation(1.5, 1.0)
+
+
+@pytest.mark.parametrize(("sparsity", "repelling"), [(0.6, []), (0.8, [2.1]), (0.9, [1.19])], ids=["0.6", "0.8", "0.9"])
+def test_with_zero_sum_weights_a_second_fixed_point_repels_near_the_first_from_sparsity_0_8_on(sparsity, repelling):
+    v = at_edge(ShiftedReLU, sparsity, zero_sum=True)
+    near, *far = v.fixed_points()
+    assert near == pytest.approx(1.0)
+    assert v.slope(near) < 1
+    assert far == pytest.approx(repelling, abs=0.01)
+    assert all(v.slope(q) > 1 for q in far)
