@@ -80,8 +80,8 @@ class LCWCLI(LightningCLI):
             parser.add_class_arguments(callback, group)
         parser.set_defaults({"edge_of_chaos_init.weights": "none"})
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
-        for option in ("--model", "--data"):
-            # jsonargparse would walk every module that any module can hold, without end.
+        for option in ("--model", "--data", "--trainer.strategy"):
+            # jsonargparse would walk every module that any module can hold, or every mesh of devices, without end.
             parser._option_string_actions[option].complete = shtab.FILE  # type: ignore[attr-defined]
 
     @override
