@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -6,7 +9,13 @@ import torch
 
 from lcw_lightning.cli import main
 
-ROOT = Path(__file__).parents[1]
+CONFIG = str(Path(__file__).parents[1] / "configs" / "digits_mlp50.yaml")
+SMALL = ["--model.network.depth=3", "--model.network.width=16", "--trainer.max_epochs=2"]
+# Figures take longer than the training.
+QUIET = [
+    *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+    "--shift_monitor.figures=false",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,21 +35,43 @@ def _no_command_line():
 def lcw(tmp_path, monkeypatch):
     """Run ``lcw`` on a small version of the digits config, in a folder of its own; .args are its arguments."""
     monkeypatch.chdir(tmp_path)
-    small = ["--model.network.depth=3", "--model.network.width=16", "--trainer.max_epochs=2"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
     def run(command, *flags):
         main([command, *run.args, *flags])
 
-    run.config = str(ROOT / "configs" / "digits_mlp50.yaml")
-    run.quiet = quiet
-    run.args = ["--config", run.config, *small, *quiet]
+    run.config = CONFIG
+    run.quiet = QUIET
+    run.args = ["--config", CONFIG, *SMALL, *QUIET]
     return run
 
 
+@pytest.fixture(scope="session")
+def _small_run(tmp_path_factory, _no_command_line):
+    """The folder of a small run."""
+    folder = tmp_path_factory.mktemp("small_run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", CONFIG, *SMALL, *QUIET])
+    return folder
+
+
 @pytest.fixture
-def small_checkpoint(lcw):
-    """The path of the last checkpoint of a small run."""
-    lcw("fit")
+def small_checkpoint(lcw, _small_run):
+    """The path of the last checkpoint of a small run, a copy of which lies in the test's folder."""
+    shutil.copytree(_small_run, ".", dirs_exist_ok=True)
     (path,) = Path("lightning_logs/version_0/checkpoints").glob("*.ckpt")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """Starts processes: forked from one that has imported everything and computed nothing, so it has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning.pytorch", "lcw_lightning.cli"])
+    # The default number of threads is the machine's, and sums depend on it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        process = context.Process(target=os.getpid)  # which starts the server
+        process.start()
+        process.join()
+    return context

@@ -21,6 +21,7 @@ CALM = ["--seed_everything=3"]
 def arguments(folder, *flags):
     config = Path(__file__).parents[1] / "configs" / "digits_mlp50.yaml"
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    quiet += ["--shift_monitor.figures=false"]
     recorder = ["--trainer.callbacks=recorded_lcw.Recorder", f"--trainer.callbacks.folder={folder}"]
     folder.mkdir()
     return ["fit", "--config", str(config), *quiet, *recorder, f"--trainer.default_root_dir={folder}", *flags]

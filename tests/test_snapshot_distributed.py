@@ -48,9 +48,10 @@ def batches():
 
 
 @pytest.fixture(scope="module")
-def ranks(batches, tmp_path_factory):
+def ranks(batches, forkserver, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_look_on_rank, (folder / "store", batches, folder), nprocs=2)
+    arguments = (folder / "store", batches, folder)
+    multiprocessing.start_processes(_look_on_rank, arguments, nprocs=2, start_method=forkserver.get_start_method())
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -282,8 +283,9 @@ class Uneven(Classifier):
         return DataLoader(TensorDataset(*self.data[part]), batch_size=16)
 
 
-def test_two_ranks_with_uneven_batches_log_the_fraction_of_their_union(make_trainer, data):
-    settings = {"strategy": "ddp_spawn", "devices": 2, "use_distributed_sampler": False}
+def test_two_ranks_with_uneven_batches_log_the_fraction_of_their_union(make_trainer, data, forkserver):
+    strategy = DDPStrategy(start_method=forkserver.get_start_method())
+    settings = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
     found = evaluate(make_trainer(ShiftMonitor(), **settings), "test", Uneven(network(), data), None)
     expected = mean_by_hand(network(), data.tensors[0])
     assert found["test/sparsity"] == pytest.approx(expected, abs=1e-7)

@@ -262,7 +262,11 @@ def test_a_fixed_point_that_is_no_variance_is_refused(q):
 
 @pytest.mark.parametrize("zero_sum", [False, True])
 @pytest.mark.parametrize("q", [0.3, 1.0, 5.0])
-@pytest.mark.parametrize("activation", [torch.relu, torch.tanh, nn.Softsign(), ClippedSoftThreshold(0.4, 0.8)], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    [torch.relu, torch.tanh, nn.Softsign(), ClippedSoftThreshold(0.4, 0.8)],
+    ids=["relu", "tanh", "softsign", "CST"],
+)
 def test_any_activation_is_put_at_the_edge_of_chaos(activation, q, zero_sum):
     v = VarianceMap(activation, *edge_of_chaos_stds(activation, q, zero_sum), zero_sum)
     assert (v(q), v.chi_1(q)) == pytest.approx((q, 1.0), rel=1e-9)

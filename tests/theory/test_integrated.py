@@ -95,7 +95,7 @@ def test_a_constant_has_no_variance_and_no_slope():
         (SoftThreshold(0.5), Thresholded(0.5, odd=True)),
         (ClippedShiftedReLU(0.5, 1.5), Thresholded(0.5, 1.5)),
     ],
-    ids=str,
+    ids=["ReLU", "torch.relu", "functional.relu", "identity", "ST", "CReLU"],
 )
 def test_closed_forms_are_taken_where_they_are_known_and_are_the_integrals(activation, closed):
     assert gaussian_moments(activation) == closed
@@ -108,7 +108,7 @@ class Doubled(nn.ReLU):
         return 2 * super().forward(z)
 
 
-@pytest.mark.parametrize("activation", [torch.tanh, nn.LeakyReLU(), Doubled()], ids=str)
+@pytest.mark.parametrize("activation", [torch.tanh, nn.LeakyReLU(), Doubled()], ids=["tanh", "LeakyReLU", "Doubled"])
 def test_everything_else_is_integrated(activation):
     assert gaussian_moments(activation) == Integrated(activation)
 

@@ -41,7 +41,11 @@ def test_the_papers_numbers_for_the_sigmoid_are_not_ratios_of_variances(sigma, f
     assert abs(phi_bw(torch.sigmoid, sigma) - backward) > 0.1
 
 
-@pytest.mark.parametrize("relu", [nn.ReLU(), nn.ReLU(inplace=True), torch.relu, nn.functional.relu, Clamp()], ids=repr)
+@pytest.mark.parametrize(
+    "relu",
+    [nn.ReLU(), nn.ReLU(inplace=True), torch.relu, nn.functional.relu, Clamp()],
+    ids=["module", "in-place", "torch.relu", "functional.relu", "clamp"],
+)
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_relu_amplifies_by_the_papers_numbers_at_every_sigma(relu, sigma):
     assert (round(phi_fw(relu, sigma), 2), round(phi_bw(relu, sigma), 2)) == (0.34, 0.5)
