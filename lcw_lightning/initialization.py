@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lcw_lightning.layers import named_weights
 from lcw_lightning.recording import eager_mode
-from lcw_lightning.rescaling import check_varies, has_gains, is_scalable, preactivation_moments, scale_weight_
+from lcw_lightning.rescaling import computes_as_torch, is_scalable, rescale_layer_
 
 __all__ = ["Granularity", "is_initialized", "mark_initialized", "minibatch_init_", "rescale_on_first_forward"]
 
@@ -33,10 +33,15 @@ def rescale_on_first_forward(
 
     Weights under ``wn`` and ``cwn`` have a gain for each unit. These are set as Salimans & Kingma do, whatever the
     granularity: :math:`g_i \leftarrow g_i / \sigma_i` and :math:`b_i = -\mu_i / \sigma_i` (times ``target_std``), so
-    that every unit has mean zero too, if its layer has a bias. The directions get the same length,
-    :math:`\|v_i\| = g_i`, as in torch's weight_norm of the rescaled weight: so a learning rate means for them what it
-    means for other kinds. Weights under ``sn`` have a norm of 1 for good: they are left alone, and so are their
-    layers' biases.
+    that every unit has mean zero too, if its layer has a bias. The directions are multiplied by what the gains are
+    multiplied by, so that they keep the length :math:`\|v_i\| = g_i` which they start with: a learning rate means for
+    them what it means for other kinds. Weights under ``sn`` have a norm of 1 for good: they are left alone, and so are
+    their layers' biases.
+
+    Layers send, and their hooks see, the rescaled preactivation. Without gradients a layer runs once: torch's own are
+    linear in their weights, so what they send is scaled as the weight is. With gradients it runs again for the graph of
+    the new weight, but sends the same numbers: so weights end the same, bit for bit. Layers whose class computes
+    something of its own, or whose bias is frozen, always run again.
 
     Only weights that require a gradient are touched. Under an initialized :mod:`torch.distributed` default group every
     rank must take part, and the statistics are those of the union of their minibatches. Compiled networks run eagerly.
@@ -57,14 +62,13 @@ def rescale_on_first_forward(
     _check_settings(target_std, granularity)
     rescaling = _Rescaling(model, target_std, granularity)
     try:
-        for name, ref in rescaling.waiting.items():
-            hook = partial(rescaling.rescale, name)
-            rescaling.handles[name] = ref.layer.register_forward_pre_hook(hook, with_kwargs=True)
+        for name in rescaling.waiting:
+            rescaling.arm(name)
         with eager_mode:
             yield rescaling.waiting.keys()
     finally:
-        for handle in rescaling.handles.values():
-            handle.remove()
+        for name in list(rescaling.waiting):
+            rescaling.disarm(name)
 
 
 def minibatch_init_(
@@ -116,7 +120,7 @@ def is_initialized(model: nn.Module) -> bool:
 
 
 class _Rescaling:
-    """The layers still armed, and the hook that rescales each."""
+    """The layers still armed, and the hooks that rescale each."""
 
     def __init__(self, model: nn.Module, target_std: float, granularity: Granularity) -> None:
         self.target_std = target_std
@@ -135,27 +139,53 @@ class _Rescaling:
             for name, ref in self.waiting.items()
             if isinstance(bias := ref.layer.bias, Tensor) and bias.requires_grad
         }
-        self.handles: dict[str, RemovableHandle] = {}
+        self.handles: dict[str, list[RemovableHandle]] = {}
         self.rescaled: set[int] = set()
+        self.outputs: dict[str, Tensor] = {}
+
+    def arm(self, name: str) -> None:
+        layer = self.waiting[name].layer
+        self.handles[name] = [
+            layer.register_forward_pre_hook(partial(self.before, name), with_kwargs=True),
+            layer.register_forward_hook(partial(self.after, name), prepend=True),
+        ]
+
+    def disarm(self, name: str) -> None:
+        del self.waiting[name]
+        for handle in self.handles.pop(name, ()):
+            handle.remove()
+
+    def before(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        is_trained, is_linear = torch.is_grad_enabled(), self.is_linear(name)
+        with torch.no_grad():
+            if name in self.biases:
+                self.biases[name].zero_()
+            if not self.rescaled.isdisjoint(self.parameters(name)):
+                self.disarm(name)  # it is tied to a layer that came before
+            elif is_trained or not is_linear:
+                # Not recorded for a backward pass, since checkpointing counts what is.
+                z = layer.forward(*args, **kwargs)
+                self.outputs[name] = self.rescale(name, z if is_linear else z.clone())
 
     @torch.no_grad()
-    def rescale(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.handles.pop(name).remove()
-        ref = self.waiting.pop(name)
-        if name in self.biases:
-            self.biases[name].zero_()
-        parameters = {id(parameter) for parameter in ref.parameters}
-        if not self.rescaled.isdisjoint(parameters):
-            return  # tied to a layer that came before
-        self.rescaled |= parameters
-        by_unit = self.granularity == "unit" or has_gains(ref)
-        moments = preactivation_moments(layer.forward(*args, **kwargs), ref.channel_dim, by_unit)
-        check_varies(moments, name)
-        factor = self.target_std / moments.std
-        scale_weight_(ref, name, factor)
-        if has_gains(ref) and name in self.biases:
-            self.biases[name].copy_(-factor * moments.mean)
-        torch.clear_autocast_cache()  # it may hold the old weight and bias, which the layer has just used
+    def after(self, name: str, _layer: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        scaled = self.outputs.pop(name) if name in self.outputs else self.rescale(name, output)
+        if self.is_linear(name):
+            output.copy_(scaled)
+        self.disarm(name)
+
+    def parameters(self, name: str) -> set[int]:
+        return {id(parameter) for parameter in self.waiting[name].parameters}
+
+    def is_linear(self, name: str) -> bool:
+        """Return whether a layer multiplies its output, its bias being zero, by what its weight is multiplied by."""
+        ref = self.waiting[name]
+        return computes_as_torch(ref) and (ref.layer.bias is None or name in self.biases)
+
+    def rescale(self, name: str, z: Tensor) -> Tensor:
+        ref = self.waiting[name]
+        self.rescaled |= self.parameters(name)
+        return rescale_layer_(ref, name, z, self.biases.get(name), self.target_std, self.granularity == "unit")
 
 
 def _check_settings(target_std: float, granularity: Granularity) -> None:
