@@ -2,20 +2,22 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import get_args
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lcw_lightning.kinds import PARAMETRIZATIONS, Kind, kind_of
+from lcw_lightning.kinds import PARAMETRIZATIONS, Kind, Method, check_method, kind_of
 from lcw_lightning.layers import WeightRef, named_weights
 from lcw_lightning.patterns import listed, select_weights
+from lcw_lightning.projection import check_shards, hold_zero_sum_, is_projected, release_
 from lcw_lightning.registration import constrainable_parameter, register_constraint, stop_accepting_plain_weights
 
 __all__ = [
     "Kind",
+    "Method",
     "constrain",
     "constrain_weights",
     "constrained_weights",
@@ -26,9 +28,23 @@ __all__ = [
 
 
 def constrain(
-    model: nn.Module, kind: Kind = "lcw", include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    model: nn.Module,
+    kind: Kind = "lcw",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    method: Method = "parametrize",
 ) -> list[str]:
     """Constrain the weights of ``model`` in place, starting from the values that are there.
+
+    With ``method="project"`` an ``lcw`` weight stays an ordinary parameter: its gradient is centred per unit as it
+    accumulates, so before clipping and before DDP reduces, and the weight itself after each step of a
+    :class:`torch.optim.Optimizer` and after loading a state dict. Under SGD (momentum, weight decay, clipping by norm)
+    weights take the path that they take under ``parametrize``, up to rounding. Under Adam and its like the algorithm is
+    another one, projected Adam: moments of the centred gradient, weights centred after the step; so it is with
+    clipping by value. Names, state dicts, compiled and exported networks are those of the plain network; copies and
+    pickles stay constrained. :func:`torch.autograd.grad` and :func:`torch.func.grad` give the gradient uncentred.
+    Another parameter in the weight's place, by assignment, ``to_empty`` or ``fully_shard``, is an ordinary one until a
+    second call, which takes sharded ones, or until a state dict is loaded.
 
     Args:
         model: Any module. The weights of Linear, Bilinear, convolutions (grouped and transposed too), recurrent layers
@@ -39,13 +55,15 @@ def constrain(
             :func:`~torch.nn.utils.parametrizations.spectral_norm` of the matrix of units), or ``none`` for nothing.
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names, of weights to leave alone.
+        method: ``parametrize``, or ``project`` to hold ``lcw`` without a parametrization, at nearly no cost.
 
     Returns:
         The names of the weights under this constraint among those selected. A second call changes nothing.
 
     Raises:
-        ValueError: Unknown kind, a pattern that matches no weight, a weight that several layers share or that has
-            another parametrization. The model is then as it was.
+        ValueError: Unknown kind or method, ``project`` for a kind that it cannot hold, a pattern that matches no
+            weight, a weight that several layers share, or that is constrained otherwise already. The model is then as
+            it was.
 
     Warns:
         UserWarning: Weights of fan_in 1, for which zero is the only zero-sum value, were skipped (``lcw`` and ``cwn``).
@@ -57,14 +75,16 @@ def constrain(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"constrain() knows the kinds {', '.join(get_args(Kind))}; got {kind!r}.")
+    check_method(kind, method)
     if kind == "none":
         return []
     selected = select_weights(model, include, exclude)
     if unconstrainable := with_only_zero(selected, kind):
         warnings.warn(f"left unconstrained, because fan_in is 1: {listed(unconstrainable)}.", stacklevel=2)
     wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
-    new = {name: ref for name, ref in wanted.items() if kind_of(ref) != kind}
-    constrain_weights(model, new, dict.fromkeys(new, kind))
+    project = method == "project"
+    new = {name: ref for name, ref in wanted.items() if kind_of(ref) != kind or is_projected(ref) != project}
+    constrain_weights(model, new, dict.fromkeys(new, kind), new if project else ())
     return list(wanted)
 
 
@@ -100,6 +120,8 @@ def fold(model: nn.Module) -> nn.Module:
         ['0.bias', '0.weight']
     """
     folded = copy.deepcopy(model)
+    for ref in named_weights(folded).values():
+        release_(ref)
     for module in list(folded.modules()):
         if parametrize.is_parametrized(module):
             _fold_layer_(module)
@@ -113,6 +135,7 @@ def remove_constraints_(model: nn.Module) -> None:
     takes the property.
     """
     for ref in named_weights(model).values():
+        release_(ref)
         if kind_of(ref) != "none":
             parametrize.remove_parametrizations(ref.layer, ref.name)
             stop_accepting_plain_weights(ref.layer)
@@ -122,8 +145,10 @@ def remove_constraints_(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def constrain_weights(model: nn.Module, weights: Mapping[str, WeightRef], kinds: Mapping[str, str]) -> None:
-    """Constrain these weights of ``model``, each by its kind, once it is known that all can be.
+def constrain_weights(
+    model: nn.Module, weights: Mapping[str, WeightRef], kinds: Mapping[str, str], projected: Collection[str] = ()
+) -> None:
+    """Constrain these weights of ``model``, each by its kind, some by projection, once it is known that all can be.
 
     Raises:
         ValueError: A weight that cannot be constrained, or that several layers share. The model is then as it was.
@@ -135,8 +160,9 @@ def constrain_weights(model: nn.Module, weights: Mapping[str, WeightRef], kinds:
     for name, ref in weights.items():
         kind = PARAMETRIZATIONS[kinds[name]]
         try:
-            parameter = constrainable_parameter(ref.layer, ref.name, kind)
+            parameter = constrainable_parameter(ref.layer, ref.name, kind, may_be_sharded=name in projected)
             kind(parameter, ref.transposed_groups)
+            check_shards(ref)
         except ValueError as error:
             raise ValueError(f"cannot constrain {name!r}: {error}") from error
         if len(tied := owners[id(parameter)]) > 1:
@@ -145,7 +171,11 @@ def constrain_weights(model: nn.Module, weights: Mapping[str, WeightRef], kinds:
                 f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; leave {to_exclude} out."
             )
     for name, ref in weights.items():
-        if kind_of(ref) == "none":  # still, as a module may stand in several places
+        if kind_of(ref) != "none":  # by now, as a module may stand in several places
+            continue
+        if name in projected:
+            hold_zero_sum_(ref)
+        else:
             register_constraint(ref.layer, ref.name, PARAMETRIZATIONS[kinds[name]])
 
 

@@ -7,11 +7,13 @@ from torch.nn.utils import parametrize
 from lcw_lightning.layers import WeightRef
 from lcw_lightning.normalizations import CenteredWeightNorm, SpectralNorm, WeightNorm
 from lcw_lightning.parametrizations import ZeroSum
+from lcw_lightning.projection import is_projected
 from lcw_lightning.registration import Constraint
 
-__all__ = ["PARAMETRIZATIONS", "Kind", "constraint_of", "kind_of"]
+__all__ = ["PARAMETRIZATIONS", "Kind", "Method", "check_method", "constraint_of", "kind_of"]
 
 Kind = Literal["none", "lcw", "cwn", "wn", "sn"]
+Method = Literal["parametrize", "project"]
 
 PARAMETRIZATIONS: dict[str, type[Constraint]] = {
     "lcw": ZeroSum,
@@ -31,7 +33,21 @@ def constraint_of(ref: WeightRef) -> Constraint | None:
 
 
 def kind_of(ref: WeightRef) -> Kind:
-    """Return the kind of constraint that a weight is under, ``none`` if it has none of ours."""
+    """Return the kind of constraint that a weight is under, by whatever method, ``none`` if it has none of ours."""
+    if is_projected(ref):
+        return "lcw"
     constraint = constraint_of(ref)
     kinds: list[Kind] = [kind for kind in get_args(Kind) if type(constraint) is PARAMETRIZATIONS.get(kind)]
     return kinds[0] if constraint else "none"
+
+
+def check_method(kind: str, method: str) -> None:
+    """Look whether a kind of constraint can be held by a method.
+
+    Raises:
+        ValueError: It cannot, or there is no such method.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"a constraint is held by the methods {', '.join(get_args(Method))}; got {method!r}.")
+    if method == "project" and kind not in ("lcw", "none"):
+        raise ValueError(f"method='project' holds kind='lcw' alone, got {kind!r}; take method='parametrize' for it.")

@@ -1,35 +1,58 @@
 """Linearly constrained weights: the module given to :mod:`torch.nn.utils.parametrize`, and its verb."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lcw_lightning.evaluation_cache import CachesEvaluation
 from lcw_lightning.registration import Constraint, register_constraint
-from lcw_lightning.theory.zero_sum import BASIS_VERSION, embed_zero_sum, zero_sum_coordinates
+from lcw_lightning.theory.zero_sum import BASIS_VERSION, zero_sum_coordinates
+from lcw_lightning.zero_sum_function import zero_sum_weight
 
 __all__ = ["ZeroSum", "linearly_constrained"]
 
 
-class ZeroSum(Constraint):
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class ZeroSum(Constraint, CachesEvaluation):
     r"""Parametrize a weight by its coordinates in the zero-sum subspace: ``weight = B original`` (paper, Section 3.1).
 
     ``original`` has shape ``(units, fan_in - 1)``; each unit of the weight, flattened, sums to zero. The basis comes
-    from the shape alone, so there is no buffer to save, move or broadcast.
+    from the shape alone, so there is no buffer to save, move or broadcast. The weight has the memory format of the one
+    that it was made for, or that of a later ``.to(memory_format=...)``.
     """
 
     smallest_fan_in = 2
     _version = BASIS_VERSION  # torch saves it beside every state dict
 
+    def __init__(self, weight: Tensor, transposed_groups: int = 0) -> None:
+        super().__init__(weight, transposed_groups)
+        self.memory_format = _memory_format(weight)
+
+    @override
     def forward(self, original: Tensor) -> Tensor:
         """Return the weight for coordinates of shape ``(units, fan_in - 1)``."""
-        groups, units = self.transposed_groups, embed_zero_sum(original)
-        first = self.weight_shape[0] // groups if groups else self.weight_shape[1]
-        return self.exchange(units.view(len(units), first, *self.weight_shape[2:]))
+        units, groups = original.shape[0], self.transposed_groups
+        if not groups:
+            return zero_sum_weight(original, (units, *self.weight_shape[1:]), self.memory_format)
+        by_unit = zero_sum_weight(original, (units, self.weight_shape[0] // groups, *self.weight_shape[2:]))
+        return self.exchange(by_unit).contiguous(memory_format=self.memory_format)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the coordinates of the zero-sum weight nearest to ``weight``: an assigned weight is projected."""
-        return zero_sum_coordinates(self.exchange(weight).flatten(start_dim=1))
+        return zero_sum_coordinates(self.exchange(weight).flatten(start_dim=1)).contiguous()
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZeroSum":
+        # The original is a matrix, which has no memory format to change: a small weight tells what is asked for.
+        probe = torch.empty([2] * len(self.weight_shape)).to(memory_format=self.memory_format)
+        self.memory_format = _memory_format(fn(probe))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @override
     def _load_from_state_dict(
@@ -87,3 +110,10 @@ def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
         torch.Size([3, 63])
     """
     return register_constraint(module, name, ZeroSum)
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    channels_last = CHANNELS_LAST.get(weight.dim(), torch.contiguous_format)
+    if weight.is_contiguous():  # such as a kernel of one number, which has every format
+        return torch.contiguous_format
+    return channels_last if weight.is_contiguous(memory_format=channels_last) else torch.contiguous_format

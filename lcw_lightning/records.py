@@ -9,6 +9,7 @@ from lcw_lightning.constraints import constrain_weights
 from lcw_lightning.kinds import PARAMETRIZATIONS, constraint_of, kind_of
 from lcw_lightning.layers import named_weights
 from lcw_lightning.patterns import listed
+from lcw_lightning.projection import is_projected
 from lcw_lightning.theory.zero_sum import BASIS_VERSION
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "restore_constraints",
     "save_constraints",
     "saved_constraints",
+    "saved_projections",
 ]
 
 _KEY = "lcw_lightning"
@@ -34,11 +36,14 @@ def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> 
         for name, ref in named_weights(model, remove_duplicate=False).items()
         if (constraint := constraint_of(ref))
     }
-    checkpoint[_KEY] = {"basis_version": BASIS_VERSION, "constraints": constraints}
+    record: dict[str, Any] = {"basis_version": BASIS_VERSION, "constraints": constraints}
+    if projected := [name for name, ref in named_weights(model, remove_duplicate=False).items() if is_projected(ref)]:
+        record["projected"] = projected
+    checkpoint[_KEY] = record
 
 
 def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return kind and layout of every weight that was constrained when the checkpoint was saved, by name.
+    """Return kind and layout of every weight that was parametrized when the checkpoint was saved, by name.
 
     Raises:
         ValueError: The record is not of the form that :func:`save_constraints` writes, or has a kind of constraint
@@ -47,15 +52,32 @@ def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]
     record = checkpoint.get(_KEY, {})
     constraints: Any = record.get("constraints", {}) if isinstance(record, dict) else None
     if not (isinstance(constraints, dict) and all(map(_is_entry, constraints, constraints.values()))):
-        raise ValueError(
-            f"the checkpoint's record of constraints, {_KEY!r}, is broken; take another checkpoint of the run."
-        )
+        raise _broken()
     for name, saved in constraints.items():
         if saved["kind"] not in PARAMETRIZATIONS:
             raise ValueError(
                 f"the checkpoint's {name!r} has the kind {saved['kind']!r}, which this lcw_lightning does not know."
             )
     return cast("dict[str, dict[str, Any]]", constraints)
+
+
+def saved_projections(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the names of the weights that were held zero-sum by projection when the checkpoint was saved.
+
+    Raises:
+        ValueError: The record is not of the form that :func:`save_constraints` writes.
+    """
+    record = checkpoint.get(_KEY, {})
+    names: Any = record.get("projected", []) if isinstance(record, dict) else None
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise _broken()
+    return cast("list[str]", names)
+
+
+def _broken() -> ValueError:
+    return ValueError(
+        f"the checkpoint's record of constraints, {_KEY!r}, is broken; take another checkpoint of the run."
+    )
 
 
 def _is_entry(name: object, saved: object) -> bool:
@@ -85,7 +107,7 @@ def check_kinds(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Look whether weights that ``model`` and the checkpoint both constrain are of the same kind in both.
 
     Raises:
-        ValueError: One is not: what one kind trains means nothing to another.
+        ValueError: One is not: what one kind trains means nothing to another, nor coordinates to a projected weight.
     """
     saved, weights = saved_constraints(checkpoint), named_weights(model, remove_duplicate=False)
     here = {name: kind_of(weights[name]) for name in saved if name in weights}
@@ -95,6 +117,11 @@ def check_kinds(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the checkpoint's run constrained {listed(differing)} with kind={kind!r}, this one with {other!r}; take "
             f"{kind!r}, or start from its plain weights: fold(load_from_checkpoint(...))."
+        )
+    if projected := [name for name in here if is_projected(weights[name])]:
+        raise ValueError(
+            f"the checkpoint's run constrained {listed(projected)} with method='parametrize', this one with 'project'; "
+            "take 'parametrize', or start from its plain weights: fold(load_from_checkpoint(...))."
         )
 
 
@@ -129,18 +156,20 @@ def restore_constraints(model: nn.Module, checkpoint: Mapping[str, Any]) -> None
     check_basis(checkpoint)
     check_kinds(model, checkpoint)
     weights = named_weights(model, remove_duplicate=False)
-    constraints = saved_constraints(checkpoint)
-    for name, saved in constraints.items():
+    constraints, projected = saved_constraints(checkpoint), saved_projections(checkpoint)
+    for name in (*constraints, *projected):
         if name not in weights:
             raise ValueError(
                 f"the checkpoint constrains {name!r}, which {type(model).__name__} does not have: it was written by "
                 "another model, or setup() builds that layer later."
             )
+    for name, saved in constraints.items():
         shaped = constraint_of(weights[name])
         if (shape := list(shaped.weight_shape if shaped else weights[name].value.shape)) != saved["weight_shape"]:
             raise ValueError(
                 f"the checkpoint does not fit {type(model).__name__}: its {name!r} has the shape "
                 f"{saved['weight_shape']}, that of the model {shape}."
             )
-    new = {name: weights[name] for name in constraints if kind_of(weights[name]) == "none"}
-    constrain_weights(model, new, {name: constraints[name]["kind"] for name in new})
+    kinds = {name: saved["kind"] for name, saved in constraints.items()} | dict.fromkeys(projected, "lcw")
+    new = {name: weights[name] for name in kinds if kind_of(weights[name]) == "none"}
+    constrain_weights(model, new, kinds, projected)

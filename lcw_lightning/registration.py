@@ -10,7 +10,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
+from lcw_lightning.evaluation_cache import CachesEvaluation, forget_evaluations, read_weight_fast
 from lcw_lightning.layers import WeightRef, exchange_channels
+from lcw_lightning.projection import is_projected
 
 __all__ = [
     "Constraint",
@@ -52,7 +54,7 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
     """Parametrize ``module.name`` by a constraint of this kind, made for its present value, and return the module.
 
     Raises:
-        ValueError: No such parameter, it is lazy, sharded or parametrized already, or the kind cannot hold it.
+        ValueError: No such parameter, it is lazy, sharded or constrained already, or the kind cannot hold it.
     """
     weight = constrainable_parameter(module, name, kind)
     constraint = kind(weight.detach(), WeightRef(module, name).transposed_groups)
@@ -62,21 +64,27 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     weight.grad = None  # it has the shape of the weight, not of its coordinates
     parametrize.register_parametrization(module, name, constraint)
+    if isinstance(constraint, CachesEvaluation):
+        read_weight_fast(module, name)
     module.register_load_state_dict_pre_hook(partial(_accept_plain_weight, name=name))  # type: ignore[no-untyped-call]
     if isinstance(module, nn.RNNBase):
         _forget_computed_weights_in_copies(module)
     return module
 
 
-def constrainable_parameter(module: nn.Module, name: str, kind: type[Constraint]) -> nn.Parameter:
+def constrainable_parameter(
+    module: nn.Module, name: str, kind: type[Constraint], may_be_sharded: bool = False
+) -> nn.Parameter:
     """Return the plain parameter ``module.name``, if it can be constrained.
 
     Raises:
-        ValueError: No such parameter, it is lazy, sharded or parametrized already, or its fan_in is too small.
+        ValueError: No such parameter, it is lazy, sharded or constrained already, or its fan_in is too small.
     """
     owner = f"{type(module).__name__}.{name}"
-    if parametrize.is_parametrized(module, name):
-        raise ValueError(f"a constraint needs a plain parameter, but {owner} is parametrized already; leave it out.")
+    parametrized = parametrize.is_parametrized(module, name)
+    if parametrized or is_projected(WeightRef(module, name)):
+        held = "parametrized" if parametrized else "held by method='project'"
+        raise ValueError(f"a constraint needs a plain parameter, but {owner} is {held} already; leave it out.")
     weight = module._parameters.get(name)
     if weight is None:
         raise ValueError(
@@ -85,7 +93,7 @@ def constrainable_parameter(module: nn.Module, name: str, kind: type[Constraint]
         )
     if is_lazy(weight):
         raise ValueError(f"a constraint needs the shape of {owner}, which is lazy; run one forward first.")
-    if hasattr(weight, "device_mesh"):
+    if hasattr(weight, "device_mesh") and not may_be_sharded:
         raise ValueError(
             f"a constraint needs the whole weight, but {owner} is sharded; constrain the model before fully_shard()."
         )
@@ -108,7 +116,8 @@ def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
 
 
 def stop_accepting_plain_weights(module: nn.Module) -> None:
-    """Take away the hooks by which plain checkpoints load into the constrained weights of ``module``."""
+    """Take away from a layer whose weights are plain again what :func:`register_constraint` has put there."""
+    forget_evaluations(module)
     hooks: dict[int, Any] = module._load_state_dict_pre_hooks
     for key, wrapped in list(hooks.items()):
         if getattr(wrapped.hook, "func", None) is _accept_plain_weight:

@@ -13,15 +13,19 @@ from typing_extensions import override
 from lcw_lightning.callbacks.constraint_checks import (
     check_averaging,
     check_optimizers,
+    check_projected_still,
+    check_strategy,
+    check_trained_alike,
     is_complete,
     waits_for_configure_model,
 )
 from lcw_lightning.constraints import constrain, constrained_weights, remove_constraints_, with_only_zero
-from lcw_lightning.kinds import Kind, kind_of
+from lcw_lightning.kinds import Kind, Method, check_method, kind_of
 from lcw_lightning.loading import load_all_or_nothing
 from lcw_lightning.overrides import override_method, restore_method
 from lcw_lightning.patterns import listed, select_weights
-from lcw_lightning.records import check_basis, check_kinds, parametrization_key, save_constraints, saved_constraints
+from lcw_lightning.projection import renew_projections_
+from lcw_lightning.records import check_basis, check_kinds, save_constraints
 
 __all__ = ["ConstraintCallback"]
 
@@ -29,14 +33,15 @@ __all__ = ["ConstraintCallback"]
 class ConstraintCallback(Callback):
     """Constrain weights so that each unit's sum to zero (Kutsuna, Section 3), for fit, validate, test and predict.
 
-    ``kind`` puts one of the constraint's rivals (Section 5) in its place.
+    ``kind`` puts one of the constraint's rivals (Section 5) in its place. ``method="project"`` holds ``lcw`` at nearly
+    no cost, without a parametrization: see :func:`~lcw_lightning.constrain`, also for what it means under Adam.
 
     Takes effect before optimizers, the strategy's wrapping and the loading of a checkpoint, whether the module builds
     its layers in ``__init__``, ``setup`` or ``configure_model``. Weights start from the values nearest to those that
     are there. A second run with the same module changes nothing. Plain checkpoints load; a run that trained plain
     weights with optimizer state cannot be resumed under the constraint, nor can one that had another kind of it. A
     checkpoint that does not fit changes nothing in the module, except under ModelParallelStrategy, which loads before
-    anybody is asked.
+    anybody is asked. A run is resumed with the method that it had.
 
     A module that overrides ``setup`` or ``configure_model`` is constrained after both, so that they may draw weights.
     Under weight averaging and under ModelParallelStrategy, which copy or shard the module earlier, it is constrained
@@ -46,15 +51,19 @@ class ConstraintCallback(Callback):
     Args:
         kind: ``lcw`` (zero-sum weights), ``cwn`` (centered weight normalization: zero-sum weights with a trained norm),
             ``wn`` (weight normalization), ``sn`` (spectral normalization), or ``none`` to leave the module as it is.
+        method: ``parametrize``, or ``project`` for ``lcw`` weights that stay ordinary parameters, whose gradients are
+            centred as they accumulate.
         include: Glob patterns on weight names ``layer.weight``, such as ``network.*``.
         exclude: Glob patterns of weights to leave alone.
 
     Raises:
-        ValueError: At setup, for a pattern that matches no weight, for weights that cannot be constrained, those of
-            fan_in 1 among them under ``lcw`` and ``cwn``, and after a weight averaging that has copied the module; for
-            a checkpoint that does not fit, is in another basis, of another kind or holds the optimizer state of plain
-            weights; at train start, for a weight that came too late to be constrained, that no optimizer trains, such
-            as one made before the module was constrained, or whose optimizer stepped while it was plain.
+        ValueError: At once, for ``project`` with a kind that it cannot hold; at setup, for a pattern that matches no
+            weight, for weights that cannot be constrained, those of fan_in 1 among them under ``lcw`` and ``cwn``,
+            after a weight averaging that has copied the module, and under a strategy that flattens parameters, with
+            ``project``; for a checkpoint that does not fit, is in another basis, of another kind or method, or holds
+            the optimizer state of plain weights; at train start, for a weight that came too late to be constrained,
+            that no optimizer trains, such as one made before the module was constrained, or whose optimizer stepped
+            while it was plain.
 
     Warns:
         UserWarning: ``kind`` is none, but a checkpoint brings constraints that its module restores.
@@ -64,8 +73,16 @@ class ConstraintCallback(Callback):
         >>> trainer = Trainer(callbacks=[ConstraintCallback(exclude=["head.*"])], logger=False)
     """
 
-    def __init__(self, kind: Kind = "lcw", include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        kind: Kind = "lcw",
+        method: Method = "parametrize",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        check_method(kind, method)
         self.kind = kind
+        self.method = method
         self.include = list(include)
         self.exclude = list(exclude)
         self._new: list[str] = []  # the weights that this run has constrained
@@ -78,6 +95,8 @@ class ConstraintCallback(Callback):
         override_method(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
         if self.kind == "none":
             return
+        if self.method == "project":
+            check_strategy(trainer)
         check_averaging(trainer, pl_module, self)
         if is_complete(trainer, pl_module):
             self._constrain(pl_module)
@@ -98,6 +117,7 @@ class ConstraintCallback(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         selected = {} if self.kind == "none" else select_weights(pl_module, self.include, self.exclude)
+        renew_projections_(pl_module)  # sharding makes other parameters
         late = [name for name, ref in selected.items() if kind_of(ref) == "none"]
         if late:
             raise ValueError(
@@ -116,19 +136,13 @@ class ConstraintCallback(Callback):
         # In place of the module's own hook, since that of callbacks comes after the weights are loaded.
         check_basis(checkpoint)
         check_kinds(pl_module, checkpoint)
-        saved, tensors = saved_constraints(checkpoint), checkpoint.get("state_dict", {})  # sharded ones have none
-        new = [
-            name
-            for name in constrained_weights(pl_module)
-            if name not in saved and not any(key.startswith(f"{parametrization_key(name)}.original") for key in tensors)
-        ]
         trained = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
-        if new and trained and trainer.state.fn == TrainerFn.FITTING:
-            raise ValueError(
-                f"the checkpoint's run trained {listed(new)} without the constraint, so its optimizer state does not "
-                "fit; load its weights alone, and fit without ckpt_path."
-            )
+        resumed = trained and trainer.state.fn == TrainerFn.FITTING
+        if resumed:
+            check_trained_alike(pl_module, checkpoint)
         load(checkpoint)
+        if resumed:
+            check_projected_still(pl_module, checkpoint)  # now, since the module's own hook may have restored it
         self._new = []
         if self.kind == "none" and (constrained := constrained_weights(pl_module)):
             warnings.warn(f"{listed(constrained)} stay constrained although kind is none.", stacklevel=2)
@@ -141,7 +155,8 @@ class ConstraintCallback(Callback):
                 "only zero-sum weight; name them in exclude to leave them unconstrained."
             )
         before = constrained_weights(pl_module)
-        self._new += [n for n in constrain(pl_module, self.kind, self.include, self.exclude) if n not in before]
+        constrained = constrain(pl_module, self.kind, self.include, self.exclude, self.method)
+        self._new += [name for name in constrained if name not in before]
 
     def _configure_and_constrain(self, pl_module: LightningModule, configure_model: Callable[[], None]) -> None:
         configure_model()

@@ -1,20 +1,31 @@
 """What a run must be like for a constraint to hold: when its module is whole, who copies it, what trains it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
+from lcw_lightning.constraints import constrained_weights
 from lcw_lightning.kinds import kind_of
 from lcw_lightning.layers import named_weights
 from lcw_lightning.patterns import listed
+from lcw_lightning.projection import is_projected
+from lcw_lightning.records import parametrization_key, saved_constraints, saved_projections
 
-__all__ = ["check_averaging", "check_optimizers", "is_complete", "waits_for_configure_model"]
+__all__ = [
+    "check_averaging",
+    "check_optimizers",
+    "check_projected_still",
+    "check_strategy",
+    "check_trained_alike",
+    "is_complete",
+    "waits_for_configure_model",
+]
 
 _AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
@@ -43,6 +54,19 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule, callback: Call
             )
 
 
+def check_strategy(trainer: Trainer) -> None:
+    """Look whether the strategy lets parameters, and their gradients, be those of the layers.
+
+    Raises:
+        ValueError: It keeps them in flat buffers, so that no weight can be held by projection.
+    """
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        raise ValueError(
+            f"method='project' centres the gradients of weights, but {type(trainer.strategy).__name__} flattens them; "
+            "take ModelParallelStrategy (FSDP2) or DDP."
+        )
+
+
 def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule, new: Sequence[str]) -> None:
     """Look who trains the constrained weights, the ``new`` ones among them constrained in this run.
 
@@ -64,6 +88,47 @@ def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule
                 f"the optimizer of {name!r} has stepped before the weight was constrained, so its state does not fit; "
                 "make a new one in configure_optimizers()."
             )
+
+
+def check_trained_alike(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Look whether the optimizers of a checkpoint trained what the module's constraints train.
+
+    Raises:
+        ValueError: They trained plain weights, or by another method.
+    """
+    saved, projected = saved_constraints(checkpoint), saved_projections(checkpoint)
+    tensors = checkpoint.get("state_dict", {})  # sharded ones have none
+    weights, here = named_weights(pl_module), constrained_weights(pl_module)
+    if other := [name for name in here if name in projected and not is_projected(weights[name])]:
+        raise ValueError(
+            f"the checkpoint's run held {listed(other)} with method='project', this one with 'parametrize'; take "
+            "'project', or load the checkpoint's weights alone, and fit without ckpt_path."
+        )
+    new = [
+        name
+        for name in here
+        if name not in (*saved, *projected)
+        and not any(key.startswith(f"{parametrization_key(name)}.original") for key in tensors)
+    ]
+    if new:
+        raise ValueError(
+            f"the checkpoint's run trained {listed(new)} without the constraint, so its optimizer state does not "
+            "fit; load its weights alone, and fit without ckpt_path."
+        )
+
+
+def check_projected_still(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Look whether what a checkpoint's run held by projection is constrained in the run that resumes it.
+
+    Raises:
+        ValueError: A weight is not; its keys are those of a plain one, so that nobody else would notice.
+    """
+    here = constrained_weights(pl_module)
+    if dropped := [name for name in saved_projections(checkpoint) if name not in here]:
+        raise ValueError(
+            f"the checkpoint's run held {listed(dropped)} with method='project', and this one leaves them plain; "
+            "constrain them too, or load the checkpoint's weights alone, and fit without ckpt_path."
+        )
 
 
 def _is_state_of(parameter: nn.Parameter, value: Any) -> bool:

@@ -11,10 +11,21 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["BASIS_VERSION", "angle_degrees", "embed_zero_sum", "project_zero_sum", "zero_sum_coordinates"]
+__all__ = [
+    "BASIS_VERSION",
+    "HALF",
+    "angle_degrees",
+    "embed_zero_sum",
+    "project_zero_sum",
+    "shear",
+    "zero_sum_coordinates",
+]
 
 BASIS_VERSION = 1
 """Names the basis in checkpoints: the same coordinates under another basis are other weights."""
+
+HALF = (torch.float16, torch.bfloat16)
+"""What is computed in float32."""
 
 
 def embed_zero_sum(v: Tensor) -> Tensor:
@@ -36,16 +47,18 @@ def embed_zero_sum(v: Tensor) -> Tensor:
         >>> embed_zero_sum(torch.tensor([3.0]))
         tensor([-2.1213,  2.1213])
     """
-    precise = v.to(torch.promote_types(v.dtype, torch.float32))
+    if v.dtype in HALF:
+        return embed_zero_sum(v.float()).to(v.dtype)
     m = v.shape[-1] + 1
-    s = precise.sum(-1, keepdim=True)
-    return torch.cat((-s / math.sqrt(m), precise - s * _shear(m)), dim=-1).to(v.dtype)
+    s = v.sum(-1, keepdim=True)
+    return torch.cat((s / -math.sqrt(m), torch.sub(v, s, alpha=shear(m))), dim=-1)
 
 
 def zero_sum_coordinates(w: Tensor) -> Tensor:
     r"""Return the coordinates :math:`v = B^\top w`, the right inverse of :func:`embed_zero_sum`.
 
-    .. math:: v_i = w_i - w_0 / \sqrt m - c \sum_{j=1}^{m-1} w_j \quad (i = 1, \dots, m-1).
+    .. math:: v_i = w_i - w_0 / \sqrt m - c \sum_{j=1}^{m-1} w_j
+        = w_i - c \Big(\sqrt m \, w_0 + \sum_{j=0}^{m-1} w_j\Big) \quad (i = 1, \dots, m-1).
 
     A ``w`` off the subspace loses its component along :math:`\mathbf{1}`: the result has the coordinates of the
     orthogonal projection ``w - w.mean()``. Half precision is computed in float32.
@@ -60,10 +73,12 @@ def zero_sum_coordinates(w: Tensor) -> Tensor:
         >>> zero_sum_coordinates(torch.tensor([1.0, 2.0]))
         tensor([0.7071])
     """
-    precise = w.to(torch.promote_types(w.dtype, torch.float32))
+    if w.dtype in HALF:
+        return zero_sum_coordinates(w.float()).to(w.dtype)
     m = w.shape[-1]
-    first, rest = precise[..., :1], precise[..., 1:]
-    return (rest - (first / math.sqrt(m) + rest.sum(-1, keepdim=True) * _shear(m))).to(w.dtype)
+    first, rest = w.split_with_sizes([1, m - 1], -1)
+    shift = torch.add(w.sum(-1, keepdim=True), first, alpha=math.sqrt(m))
+    return torch.sub(rest, shift, alpha=shear(m))
 
 
 def project_zero_sum(w: Tensor) -> Tensor:
@@ -73,8 +88,9 @@ def project_zero_sum(w: Tensor) -> Tensor:
         >>> project_zero_sum(torch.tensor([1.0, 2.0, 6.0]))
         tensor([-2., -1.,  3.])
     """
-    precise = w.to(torch.promote_types(w.dtype, torch.float32))
-    return (precise - precise.mean(-1, keepdim=True)).to(w.dtype)
+    if w.dtype in HALF:
+        return project_zero_sum(w.float()).to(w.dtype)
+    return w - w.mean(-1, keepdim=True)
 
 
 def angle_degrees(w: Tensor, direction: Tensor) -> Tensor:
@@ -99,5 +115,6 @@ def angle_degrees(w: Tensor, direction: Tensor) -> Tensor:
     return torch.acos(cosine.clamp(-1.0, 1.0)).rad2deg()
 
 
-def _shear(m: int) -> float:
+def shear(m: int) -> float:
+    r"""Return :math:`c = 1 / (m + \sqrt m)`, which each entry of ``B v`` but the first loses of the sum of ``v``."""
     return 1 / (m + math.sqrt(m))

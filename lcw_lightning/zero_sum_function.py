@@ -1,0 +1,86 @@
+r"""The weight :math:`w = B v` as one node of the autograd graph, in few operations and few passes over memory."""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from typing_extensions import override
+
+from lcw_lightning.theory.zero_sum import HALF, embed_zero_sum, shear, zero_sum_coordinates
+
+__all__ = ["zero_sum_weight"]
+
+ORDINARY = (Tensor, nn.Parameter)  # what else one traces or shards is of another type
+SMALL = 2**17
+"""Numbers in a weight that stays in a core's cache: there each operation costs more than another pass."""
+
+
+def zero_sum_weight(
+    v: Tensor, shape: tuple[int, ...], memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Return :func:`~lcw_lightning.theory.zero_sum.embed_zero_sum` of ``v`` in a weight's shape and layout.
+
+    Derivatives of any order, forward derivatives, the transforms of :mod:`torch.func` and ``torch.compile`` work: what
+    traces or transforms gets plain operations, all else one autograd function.
+
+    Args:
+        v: Coordinates, shape ``(units, fan_in - 1)``.
+        shape: Of the weight, ``units`` first.
+        memory_format: Of the weight.
+
+    Returns:
+        The weight, of this shape and memory format, in the dtype of ``v``.
+
+    Example:
+        >>> zero_sum_weight(torch.tensor([[3.0]]), (1, 2, 1, 1)).flatten()
+        tensor([-2.1213,  2.1213])
+    """
+    if torch._C._are_functorch_transforms_active():  # where tensors have no memory format
+        return embed_zero_sum(v).view(shape)
+    is_traced = torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None
+    w: Tensor = embed_zero_sum(v) if is_traced or type(v) not in ORDINARY else _Embedding.apply(v)
+    return w if len(shape) == 2 else w.view(shape).contiguous(memory_format=memory_format)
+
+
+class _Embedding(Function):
+    # Without setup_context, which costs Python time in each call; the transforms that need it do not come here.
+    @staticmethod
+    @override
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        return _embed(v)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return zero_sum_coordinates(grad)  # the transpose of B, in differentiable operations
+
+    @staticmethod
+    @override
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return embed_zero_sum(tangent)
+
+
+def _embed(v: Tensor) -> Tensor:
+    if v.dtype in HALF:
+        return embed_zero_sum(v)
+    m = v.shape[1] + 1
+    if v.numel() <= SMALL and v.is_cpu:
+        s = v.sum(1, keepdim=True)
+        return torch.cat((s, v), 1).addcmul_(s, _directions(m, v.dtype))
+    w = v.new_empty((v.shape[0], m))
+    first, rest = w.split_with_sizes([1, m - 1], 1)
+    torch.sum(v, 1, keepdim=True, out=first)
+    torch.sub(v, first, alpha=shear(m), out=rest)
+    first.div_(-math.sqrt(m))
+    return w
+
+
+@lru_cache
+def _directions(m: int, dtype: torch.dtype) -> Tensor:
+    """What each entry of a unit gets of the sum of ``v`` when the first one is that sum, the others are ``v``."""
+    directions = torch.full((m,), -shear(m), dtype=dtype, device="cpu")
+    directions[0] = -1 - 1 / math.sqrt(m)
+    return directions
