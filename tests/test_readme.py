@@ -57,11 +57,11 @@ def test_every_config_is_mentioned(path):
     assert f"configs/{path.name}" in README
 
 
-def test_every_linked_file_exists():
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    for link in links:
+def test_every_linked_file_and_section_exists():
+    sections = {f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
+    for link in re.findall(r"\]\(([^)]+)\)", README):
         if not link.startswith("http"):
-            assert (ROOT / link).exists(), link
+            assert link in sections or (ROOT / link).exists(), link
 
 
 def test_its_test_command_is_the_one_that_ci_runs():

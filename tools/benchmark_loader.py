@@ -1,9 +1,10 @@
 """Epochs of images of CIFAR-10's size, cropped with padding 4, flipped and normalized, by several loaders."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from benchmark_timing import FEWEST, Settings
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import CIFAR10
@@ -58,14 +59,16 @@ def epoch(loader: Iterable, device: str) -> float:
     return time.perf_counter() - begin
 
 
-def measure(device: str, rounds: int) -> list[dict]:
-    """Return what was measured, a loader each; ``plain`` is torchvision's transforms on tensors."""
+def measure(settings: Settings) -> Iterator[list[dict]]:
+    """Yield what was measured, a row a loader; ``plain`` is torchvision's transforms on tensors."""
+    case = f"epoch of {IMAGES} images of 3 x 32 x 32"
+    if not settings.wants(case):
+        return
     images = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(10, (IMAGES,))
-    made = loaders(images, labels, device)
+    made = loaders(images, labels, settings.device)
     seconds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(rounds):
+    for _ in range(settings.rounds or FEWEST):
         for name, loader in made.items():
-            seconds[name].append(epoch(loader, device))
-    workload = f"epoch of {IMAGES} images of 3 x 32 x 32"
-    return [{"workload": workload, "method": name, "seconds": times} for name, times in seconds.items()]
+            seconds[name].append(epoch(loader, settings.device))
+    yield [{"case": case, "method": name, "seconds": times} for name, times in seconds.items()]

@@ -3,10 +3,12 @@
 import gc
 import statistics
 import time
+from collections.abc import Iterator
 from functools import partial
 from tempfile import TemporaryDirectory
 
 import torch
+from benchmark_timing import FEWEST, Settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,7 +19,7 @@ from lcw_lightning.callbacks.shift_monitor import DRAWN
 EVERY = 10  # steps from sample to sample here: enough samples in few steps
 STEPS = 6 * EVERY
 USUAL = 50  # ShiftMonitor's own period
-WORKLOAD = "50 x 256 MLP, batch 128"
+CASE = "50 x 256 MLP, batch 128"
 
 
 class Clock(Callback):
@@ -62,16 +64,18 @@ def train(monitors: list[Callback], folder: str, device: str) -> tuple[Clock, Li
     return clock, module
 
 
-def measure(device: str, rounds: int) -> list[dict]:
-    """Return what was measured, a method each."""
+def measure(settings: Settings) -> Iterator[list[dict]]:
+    """Yield what was measured, a row a method."""
+    if not settings.wants(CASE):
+        return
     names = ("plain", "between samples", "sampled", "sampled and drawn")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     held: dict[str, list[int]] = {name: [] for name in names}
     equal = []
     with TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            plain, bare = train([], folder, device)
-            watched, seen = train([ShiftMonitor(every_n_steps=EVERY)], folder, device)
+        for _ in range(settings.rounds or FEWEST):
+            plain, bare = train([], folder, settings.device)
+            watched, seen = train([ShiftMonitor(every_n_steps=EVERY)], folder, settings.device)
             weights = zip(bare.state_dict().values(), seen.state_dict().values(), strict=True)
             equal.append(all(torch.equal(one, other) for one, other in weights))
             seconds["plain"] += plain.seconds().values()
@@ -84,7 +88,7 @@ def measure(device: str, rounds: int) -> list[dict]:
     plain = statistics.median(seconds["plain"])
     # What a sample takes beyond the steps around it; drawings, at samples 0, 4, 16, 64 and so on, are not in it.
     mixed = {"method": f"a sample every {USUAL} steps, not drawn", "seconds": [plain + (sampled - between) / USUAL]}
-    return [{"workload": WORKLOAD, "same_weights": all(equal), **row} for row in (*rows, mixed)]
+    yield [{"case": CASE, "same_weights": all(equal), **row} for row in (*rows, mixed)]
 
 
 def by_kind(seconds: dict[int, float]) -> list[tuple[str, float]]:

@@ -135,9 +135,9 @@ def draw(grid: Grid, groups: dict[tuple[str, str, str], list[dict]], folder: Pat
     return paths
 
 
-def write_between_markers(readme: Path, name: str, text: str) -> bool:
-    """Put the text between the README's markers of that name, if it has them."""
-    begin, end = f"<!-- {name}: made by tools/reproduce.py -->", f"<!-- /{name} -->"
+def write_between_markers(readme: Path, name: str, text: str, tool: str = "reproduce.py") -> bool:
+    """Put the text between the README's markers of that name and tool, if it has them."""
+    begin, end = f"<!-- {name}: made by tools/{tool} -->", f"<!-- /{name} -->"
     content = readme.read_text()
     if begin not in content:
         return False

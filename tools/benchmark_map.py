@@ -1,0 +1,56 @@
+"""The maps alone: a weight from what is trained, forward and backward; plain is a copy of the weight."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from benchmark_methods import LARGEST_DENSE, METHODS
+from benchmark_timing import Settings, Task, interleaved
+from torch import nn
+
+SIZES = ((256, 256), (512, 4608), (4096, 4096), (1000, 25088))  # units, fan_in
+
+
+def measure(settings: Settings) -> Iterator[list[dict]]:
+    """Yield what was measured, a row a method, for each size."""
+    if not find_spec("geotorch"):
+        print("geotorch: left out, since it is not installed (pip install 'lcw_lightning[benchmark]').")
+    for units, fan_in in SIZES:
+        case = f"{units} x {fan_in}"
+        if settings.wants(case):
+            methods = rivals(fan_in)
+            tasks = {name: task(units, fan_in, methods[name], settings.device) for name in methods}
+            yield [{"case": case, **row} for row in interleaved(tasks, settings)]
+
+
+def rivals(fan_in: int) -> dict[str, Callable[[nn.Module], object]]:
+    """Return the methods that can be measured here and at this size."""
+    methods = dict(METHODS)
+    if fan_in > LARGEST_DENSE:
+        print(f"dense QR basis: left out for {fan_in} inputs, for which it takes {4e-9 * fan_in**2:.1f} GB.")
+        del methods["dense QR basis"]
+    if find_spec("geotorch"):
+        import geotorch  # noqa: PLC0415  # an extra
+
+        # geotorch has no zero-sum vectors. Its other linear spaces are symmetric and skew matrices, its low-rank,
+        # Stiefel and Grassmann manifolds take decompositions of whole matrices. What compares is the sphere: like LCW
+        # one scalar condition for each unit, in O(fan_in), here by projection, which is the cheaper of its two maps.
+        # For a kernel it would mean rows of pixels, not units, so that it has no place in a step of a network.
+        methods["geotorch sphere"] = partial(geotorch.sphere, embedded=True)
+    return methods
+
+
+def task(units: int, fan_in: int, method: Callable[[nn.Module], object], device: str) -> Task:
+    """Return a layer's weight, made under a method and taken back to what is trained, as backward does."""
+    torch.manual_seed(0)
+    layer = nn.Linear(fan_in, units, bias=False, device=device)
+    method(layer)
+    gradient = torch.randn(units, fan_in, device=device)
+
+    def run() -> None:
+        weight = layer.weight
+        (weight.clone() if weight.is_leaf else weight).backward(gradient)
+        layer.zero_grad()
+
+    return Task(run)
