@@ -43,7 +43,7 @@ def constrain(
     another one, projected Adam: moments of the centred gradient, weights centred after the step; so it is with
     clipping by value. Names, state dicts, compiled and exported networks are those of the plain network; copies and
     pickles stay constrained. :func:`torch.autograd.grad` and :func:`torch.func.grad` give the gradient uncentred.
-    Another parameter in the weight's place, by assignment, ``to_empty`` or ``fully_shard``, is an ordinary one until a
+    Another parameter in the weight's place, by assignment, conversion or ``fully_shard``, is an ordinary one until a
     second call, which takes sharded ones, or until a state dict is loaded.
 
     Args:

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from typing_extensions import override
 
-__all__ = ["CachesEvaluation", "forget_evaluations", "read_weight_fast"]
+__all__ = ["CachesEvaluation", "forget_evaluations", "read_weight_fast", "read_weight_slowly"]
+
+_is_recorded = torch._C._len_torch_dispatch_stack
+_has_process_group = distributed.is_initialized if distributed.is_available() else bool
 
 
 class Entry(NamedTuple):
@@ -39,13 +42,14 @@ class EvaluationCache:
         """Return ``make(original)``, and keep it."""
         original = held._parameters["original"]
         assert original is not None
+        # First, so that what another thread changes meanwhile shows.
+        seen = self.steps, original, original._version, original.data_ptr()
         with torch.inference_mode(mode=False), torch.no_grad():  # a tensor of inference mode has no version
             weight = make(original)
             storage = original.detach()
         if original.is_cuda:
             torch.cuda.current_stream(original.device).synchronize()  # other streams may read it next
-        kept = original, original._version, original.data_ptr(), weight, weight._version, storage
-        self.entry = Entry(layer, held._parameters, held._modules, self.steps, *kept)
+        self.entry = Entry(layer, held._parameters, held._modules, *seen, weight, weight._version, storage)
         return weight
 
     @override
@@ -70,10 +74,12 @@ class CachesEvaluation(nn.Module):
 def read_weight_fast(module: nn.Module, name: str) -> None:
     """Let ``module.name`` go past torch's machinery of parametrizations, and in evaluation past its computation too.
 
-    In eval mode without gradients the weight is the one of the last call, until the original's version or storage, or
-    the weight itself, has changed, or ``train()`` or ``eval()`` is called. Not seen is a change in place through
-    ``original.data``, which torch does not count, in the midst of an evaluation. It is not kept where a process group
-    exists, because sharding changes parameters behind their version.
+    In eval mode without gradients the weight is the same tensor as in the last call, until the original's version or
+    storage, or the weight itself, has changed, an optimizer has stepped, or ``train()`` or ``eval()`` is called. Not
+    seen are, in the midst of an evaluation, writes that torch does not count (``.data``, ``.numpy()``, kernels called
+    by hand), and hooks on the parametrization. It is not kept where a dispatch mode records operations, where the
+    original's memory is shared with other processes, nor where a process group exists, because collectives and sharding
+    change parameters behind their version.
     """
     computed: property = getattr(type(module), name)
     compute = cast(Callable[[nn.Module], Tensor], computed.fget)
@@ -84,10 +90,11 @@ def read_weight_fast(module: nn.Module, name: str) -> None:
         if torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None:
             return compute(self)
         cache: EvaluationCache = self.__dict__[key]
-        is_evaluation = not (self.training or torch.is_grad_enabled())
-        if is_evaluation and cache.entry is not None:
+        entry = cache.entry
+        is_evaluation = not (self.training or torch.is_grad_enabled() or _is_recorded() or _has_process_group())
+        if is_evaluation and entry is not None:
             # Here and in full, because calls, and each object that matrix products drive out of the cache, cost time.
-            layer, parameters, constraints, steps, original, version, address, weight, weight_version, _ = cache.entry
+            layer, parameters, constraints, steps, original, version, address, weight, weight_version, _ = entry
             if (
                 layer is self
                 and parameters.get("original") is original
@@ -99,31 +106,41 @@ def read_weight_fast(module: nn.Module, name: str) -> None:
                 and not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
             ):
                 return weight
-        cache.entry = None
-        return _build(self, name, cache if is_evaluation else None, compute)
+        return _build(self, name, cache, is_evaluation, compute)
 
     module.__dict__[key] = module.parametrizations[name][0].cache  # type: ignore[union-attr, index]
     setattr(type(module), name, property(read, computed.fset))
 
 
 def forget_evaluations(module: nn.Module) -> None:
+    """Let the weights of a layer be built anew."""
+    for cache in _caches(module).values():
+        cache.entry = None
+
+
+def read_weight_slowly(module: nn.Module) -> None:
     """Take away what :func:`read_weight_fast` has put on a layer whose weights are plain again."""
-    for key in [key for key, value in vars(module).items() if isinstance(value, EvaluationCache)]:
+    for key in _caches(module):
         del vars(module)[key]
 
 
 def _build(
-    module: nn.Module, name: str, cache: EvaluationCache | None, compute: Callable[[nn.Module], Tensor]
+    module: nn.Module, name: str, cache: EvaluationCache, is_evaluation: bool, compute: Callable[[nn.Module], Tensor]
 ) -> Tensor:
-    """Return the weight from what it is trained by, kept in the cache where there is one and that is safe."""
+    """Return the weight from what it is trained by, kept in evaluation where that is safe."""
+    cache.entry = None
     held: Any = module._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
     original, constraint = held._parameters.get("original"), held._modules["0"]
     is_simple = original is not None and len(held._modules) == 1 and not (_has_hooks(held) or _has_hooks(constraint))
     if not is_simple or parametrize._cache_enabled:
         return compute(module)
-    if cache is not None and _can_be_kept(original):
+    if is_evaluation and _can_be_kept(original):
         return cache.build(module, held, constraint.forward)
     return cast(Tensor, constraint.forward(original))
+
+
+def _caches(module: nn.Module) -> dict[str, EvaluationCache]:
+    return {key: value for key, value in vars(module).items() if isinstance(value, EvaluationCache)}
 
 
 def _count_step(*_: Any) -> None:
@@ -141,10 +158,9 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _can_be_kept(original: Tensor | None) -> bool:
-    # A replica has no parameters, a transform and a functional call have tensors; sharding changes a parameter behind
-    # its version; a CUDA graph must replay what it captures.
+    # A replica has no parameters, a transform and a functional call have tensors.
     if type(original) is not nn.Parameter or original.is_inference() or torch._C._are_functorch_transforms_active():
         return False
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return False
-    return not (original.is_cuda and torch.cuda.is_current_stream_capturing())
+    if original.is_cuda:
+        return not torch.cuda.is_current_stream_capturing()  # a CUDA graph must replay what it captures
+    return not original.is_shared()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
-from lcw_lightning.evaluation_cache import CachesEvaluation, forget_evaluations, read_weight_fast
+from lcw_lightning.evaluation_cache import CachesEvaluation, forget_evaluations, read_weight_fast, read_weight_slowly
 from lcw_lightning.layers import WeightRef, exchange_channels
 from lcw_lightning.projection import is_projected
 
@@ -117,7 +117,7 @@ def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
 
 def stop_accepting_plain_weights(module: nn.Module) -> None:
     """Take away from a layer whose weights are plain again what :func:`register_constraint` has put there."""
-    forget_evaluations(module)
+    read_weight_slowly(module)
     hooks: dict[int, Any] = module._load_state_dict_pre_hooks
     for key, wrapped in list(hooks.items()):
         if getattr(wrapped.hook, "func", None) is _accept_plain_weight:
@@ -141,12 +141,14 @@ def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: 
 
 def _forget_computed_weights_in_copies(module: nn.RNNBase) -> None:
     # A recurrent layer keeps the weights of its last forward pass, which deepcopy refuses: they are no leaves of the
-    # graph. It computes them anew when they are gone. The class is the one that parametrize made for this module alone.
+    # graph. It takes them anew when others take their place. The class is the one that parametrize made for this module
+    # alone.
     kind: Any = type(module)
     deepcopy = kind.__deepcopy__
 
     def deepcopy_without_them(self: Any, memo: dict[int, Any]) -> Any:
         self._flat_weights = [None] * len(self._flat_weights_names)
+        forget_evaluations(self)
         return deepcopy(self, memo)
 
     if deepcopy.__name__ != deepcopy_without_them.__name__:

@@ -68,8 +68,8 @@ def _embed(v: Tensor) -> Tensor:
         return embed_zero_sum(v)
     m = v.shape[1] + 1
     if v.numel() <= SMALL and v.is_cpu:
-        s = v.sum(1, keepdim=True)
-        return torch.cat((s, v), 1).addcmul_(s, _directions(m, v.dtype))
+        zeros, directions = _constants(v.shape[0], m, v.dtype)
+        return torch.cat((zeros, v), 1).addcmul_(v.sum(1, keepdim=True), directions)
     w = v.new_empty((v.shape[0], m))
     first, rest = w.split_with_sizes([1, m - 1], 1)
     torch.sum(v, 1, keepdim=True, out=first)
@@ -79,8 +79,8 @@ def _embed(v: Tensor) -> Tensor:
 
 
 @lru_cache
-def _directions(m: int, dtype: torch.dtype) -> Tensor:
-    """What each entry of a unit gets of the sum of ``v`` when the first one is that sum, the others are ``v``."""
+def _constants(units: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return a column of zeros, and what each entry of a unit gets of the sum of ``v``."""
     directions = torch.full((m,), -shear(m), dtype=dtype, device="cpu")
-    directions[0] = -1 - 1 / math.sqrt(m)
-    return directions
+    directions[0] = -1 / math.sqrt(m)
+    return torch.zeros(units, 1, dtype=dtype, device="cpu"), directions

@@ -8,9 +8,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize
 
-from lcw_lightning import fold, linearly_constrained
+from lcw_lightning import constrain, fold, linearly_constrained
 
 INPUTS = torch.ones(2, 6)
 
@@ -251,3 +252,62 @@ def test_a_parameter_that_counts_no_versions_is_not_kept():
         before = layer.weight.clone()
         original_of(layer).mul_(2)
         assert torch.equal(layer.weight, 2 * before)
+
+
+def test_a_change_while_the_weight_is_built_is_seen(layer):
+    constraint = layer.parametrizations.weight[0]
+    compute = type(constraint).forward
+
+    def compute_and_change(original):
+        weight = compute(constraint, original)
+        original.add_(torch.arange(5.0))  # as another thread may
+        return weight
+
+    with torch.no_grad():
+        constraint.forward = compute_and_change
+        stale = layer.weight
+        del constraint.forward
+        assert torch.equal(layer.weight, weight_now(layer))
+        assert not torch.equal(layer.weight, stale)
+
+
+def test_memory_that_other_processes_can_write_is_not_trusted(layer):
+    layer.share_memory()
+    with torch.no_grad():
+        before = layer.weight
+        torch.from_dlpack(original_of(layer).detach()).add_(torch.arange(5.0))
+        assert not torch.equal(layer.weight, before)
+
+
+def test_what_records_operations_sees_the_map(layer):
+    with torch.no_grad():
+        layer(INPUTS)
+        recorded = make_fx(layer)(INPUTS)
+        before = recorded(INPUTS)
+        original_of(layer).mul_(2)
+        torch.testing.assert_close(recorded(INPUTS), layer(INPUTS))
+        assert not torch.equal(recorded(INPUTS), before)
+
+
+def test_weights_kept_before_a_process_group_exists_are_not_used_within_it(layer, tmp_path):
+    with torch.no_grad():
+        before = layer.weight
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+        try:
+            assert layer.weight is not before
+            assert layer.weight is not layer.weight
+        finally:
+            torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, fold])
+def test_recurrent_layers_and_their_copies_work_after_a_copy(copied):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.GRU(4, 3))
+    constrain(network)
+    network.eval()
+    with torch.no_grad():
+        expected, _ = network(torch.ones(2, 4))
+        twin = copied(network)
+        torch.testing.assert_close(twin(torch.ones(2, 4))[0], expected)
+        torch.testing.assert_close(network(torch.ones(2, 4))[0], expected)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
@@ -9,19 +10,21 @@ from benchmark_methods import LARGEST_DENSE, METHODS
 from benchmark_timing import Settings, Task, interleaved
 from torch import nn
 
+GEOTORCH = find_spec("geotorch") is not None
 SIZES = ((256, 256), (512, 4608), (4096, 4096), (1000, 25088))  # units, fan_in
 
 
 def measure(settings: Settings) -> Iterator[list[dict]]:
     """Yield what was measured, a row a method, for each size."""
-    if not find_spec("geotorch"):
+    if not GEOTORCH:
         print("geotorch: left out, since it is not installed (pip install 'lcw_lightning[benchmark]').")
     for units, fan_in in SIZES:
         case = f"{units} x {fan_in}"
         if settings.wants(case):
             methods = rivals(fan_in)
             tasks = {name: task(units, fan_in, methods[name], settings.device) for name in methods}
-            yield [{"case": case, **row} for row in interleaved(tasks, settings)]
+            rows = interleaved(tasks, settings)
+            yield [{"case": case, "geotorch": version("geotorch") if GEOTORCH else None, **row} for row in rows]
 
 
 def rivals(fan_in: int) -> dict[str, Callable[[nn.Module], object]]:
@@ -30,7 +33,7 @@ def rivals(fan_in: int) -> dict[str, Callable[[nn.Module], object]]:
     if fan_in > LARGEST_DENSE:
         print(f"dense QR basis: left out for {fan_in} inputs, for which it takes {4e-9 * fan_in**2:.1f} GB.")
         del methods["dense QR basis"]
-    if find_spec("geotorch"):
+    if GEOTORCH:
         import geotorch  # noqa: PLC0415  # an extra
 
         # geotorch has no zero-sum vectors. Its other linear spaces are symmetric and skew matrices, its low-rank,

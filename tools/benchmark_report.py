@@ -29,13 +29,13 @@ def tables(rows: list[dict]) -> str:
             cells = {row["method"]: cell(row, row["method"] == methods[0]) for row in mine if place(row) == key}
             parts.append(f"| {', '.join(key)} | {' | '.join(cells.get(method, '-') for method in methods)} |")
         parts.append("")
-    threads = ", ".join(map(str, unique(row["threads"] for row in rows)))
-    return "\n".join([*parts, f"{NOTE} {made_by(rows)} Threads: {threads}."])
+    return "\n".join([*parts, f"{NOTE} {made_by(rows)} Commits: {', '.join(unique(str(row['git']) for row in rows))}."])
 
 
 def place(row: dict) -> tuple[str, ...]:
-    """Return what was measured, and on which device, unless that is the CPU."""
-    return (row["case"],) if row["device"] == "cpu" else (row["case"], row["hardware"]["gpu"])
+    """Return what was measured, and on which device: a GPU, or so many threads of the CPU."""
+    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    return row["case"], threads if row["device"] == "cpu" else row["hardware"]["gpu"]
 
 
 def cell(row: dict, is_plain: bool) -> str:

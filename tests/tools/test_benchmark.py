@@ -264,7 +264,8 @@ def test_the_report_needs_the_jsons_alone(bench, small, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() in text
     plain, initialized = made[:2]
     head = "| `init` | plain | minibatch_init_, plain |"
-    assert f"| VGG19, batch 4 | {1e3 * plain['median_seconds']:.3g} ms | {initialized['ratio_to_plain']:.2f} |" in text
+    case = f"VGG19, batch 4, {'1 thread' if plain['threads'] == 1 else str(plain['threads']) + ' threads'}"
+    assert f"| {case} | {1e3 * plain['median_seconds']:.3g} ms | {initialized['ratio_to_plain']:.2f} |" in text
     assert head in text
     held = next(row["peak_bytes"] for row in made[5:] if row["case"] == "VGG19, batch 4")
     assert f"| VGG19, batch 4, H100 | {held / 1e6:.3g} MB | " in text
@@ -274,12 +275,19 @@ def test_the_report_needs_the_jsons_alone(bench, small, monkeypatch, capsys):
 
 
 def test_a_cell_is_left_out_where_a_method_was(bench):
-    row = {"workload": "map", "device": "cpu", "threads": 1, "median_seconds": 0.002, "ratio_to_plain": 1.0}
-    row |= {"versions": {"torch": "2"}, "hardware": {"gpu": None, "cores": 2, "machine": "x"}, "peak_bytes": 1}
+    row = {"workload": "map", "device": "cpu", "threads": 2, "median_seconds": 0.002, "ratio_to_plain": 1.0}
+    row |= {
+        "git": "c0ffee",
+        "versions": {"torch": "2"},
+        "hardware": {"gpu": None, "cores": 2, "machine": "x"},
+        "peak_bytes": 1,
+    }
     found = [("a", "plain", 1.0), ("a", "dense", 7.125), ("b", "plain", 1.0)]
     rows = [row | {"case": case, "method": method, "ratio_to_plain": ratio} for case, method, ratio in found]
     table = bench.main.benchmark_report.tables(rows).splitlines()
-    assert table[:4] == ["| `map` | plain | dense |", "|---|---|---|", "| a | 2 ms | 7.12 |", "| b | 2 ms | - |"]
+    assert table[:2] == ["| `map` | plain | dense |", "|---|---|---|"]
+    assert table[2:4] == ["| a, 2 threads | 2 ms | 7.12 |", "| b, 2 threads | 2 ms | - |"]
+    assert "c0ffee" in table[-1]
 
 
 def test_a_readme_without_a_place_is_left_alone(bench, small, capsys):
