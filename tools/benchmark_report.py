@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 from reports import made_by, unique
 
@@ -29,7 +30,16 @@ def tables(rows: list[dict]) -> str:
             cells = {row["method"]: cell(row, row["method"] == methods[0]) for row in mine if place(row) == key}
             parts.append(f"| {', '.join(key)} | {' | '.join(cells.get(method, '-') for method in methods)} |")
         parts.append("")
-    return "\n".join([*parts, f"{NOTE} {made_by(rows)} Commits: {', '.join(unique(str(row['git']) for row in rows))}."])
+    commits = ", ".join(unique(str(row["git"]) for row in rows))
+    return "\n".join([*parts, f"{NOTE} {noise(rows)} {made_by(rows)} Commits: {commits}."])
+
+
+def noise(rows: list[dict]) -> str:
+    """Return how far times of one method lie apart, where they were measured more than once."""
+    spreads = [row["spread"] / row["median_seconds"] for row in rows if row["spread"]]
+    if not spreads:
+        return ""
+    return f"The quartiles of a method's times lie {median(spreads):.0%} apart (median; {max(spreads):.0%} at most)."
 
 
 def place(row: dict) -> tuple[str, ...]:

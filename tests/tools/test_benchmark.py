@@ -278,6 +278,7 @@ def test_a_cell_is_left_out_where_a_method_was(bench):
     row = {"workload": "map", "device": "cpu", "threads": 2, "median_seconds": 0.002, "ratio_to_plain": 1.0}
     row |= {
         "git": "c0ffee",
+        "spread": 0.0004,
         "versions": {"torch": "2"},
         "hardware": {"gpu": None, "cores": 2, "machine": "x"},
         "peak_bytes": 1,
@@ -288,6 +289,7 @@ def test_a_cell_is_left_out_where_a_method_was(bench):
     assert table[:2] == ["| `map` | plain | dense |", "|---|---|---|"]
     assert table[2:4] == ["| a, 2 threads | 2 ms | 7.12 |", "| b, 2 threads | 2 ms | - |"]
     assert "c0ffee" in table[-1]
+    assert "20% apart" in table[-1]
 
 
 def test_a_readme_without_a_place_is_left_alone(bench, small, capsys):
