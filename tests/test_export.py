@@ -142,7 +142,8 @@ class Forgetful(nn.Linear):
 
 
 DISAGREEING = [(Noisy, "safetensors"), (Noisy, "pt"), (Noisy, "pt2"), pytest.param(Noisy, "onnx", marks=needs_onnx)]
-DISAGREEING += [(Forgetful, "safetensors"), (Forgetful, "pt")]
+cannot_trace = pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="torch 2.6 refuses it itself, see below")
+DISAGREEING += [(Forgetful, "safetensors"), (Forgetful, "pt"), pytest.param(Forgetful, "pt2", marks=cannot_trace)]
 
 
 @pytest.mark.parametrize(("network", "suffix"), DISAGREEING)
@@ -159,7 +160,7 @@ def test_a_file_that_computes_something_else_is_not_put_in_place(network, suffix
 
 @pytest.mark.parametrize("network", [Counting, Forgetful])
 def test_a_network_that_changes_unseen_is_refused_where_the_file_could_not(network, tmp_path):
-    # Some versions of torch cannot trace it, others trace one of its calls or one of its tensors.
+    # Some versions of torch cannot trace it, others trace its first call.
     with pytest.raises((ValueError, RuntimeError), match=r"does not compute what|cannot be written"):
         export(network(3, 3), tmp_path / "model.pt2", torch.rand(1, 3))
     assert not list(tmp_path.iterdir())

@@ -145,11 +145,9 @@ def test_an_interrupted_run_exits_and_resumes(make_run, small):
     flags = [*small, "--trainer.max_epochs=20"]  # enough that it does not end before it is interrupted
     unbroken, run = make_run("unbroken", *flags).finish(), make_run("interrupted", *flags)
     process = run.start()
-    while process.is_alive() and (run.newest_checkpoint() is None or run.unfinished_writes()):
-        time.sleep(0.001)
-    while process.is_alive():  # an interrupt may be lost where Python can raise nothing
-        os.kill(process.pid, signal.SIGINT)
-        process.join(0.1)
+    wait_for_write(process, run, 3)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
     assert process.exitcode == 1
     assert run.newest_checkpoint() is not None
     assert not run.unfinished_writes()

@@ -4,7 +4,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from lcw_lightning.theory.zero_sum import angle_degrees, embed_zero_sum, project_zero_sum, zero_sum_coordinates
 
-FAN_INS = [2, 3, 64, 1152]
+FAN_INS = [2, 3, 64, 4608]
 
 
 def basis(fan_in: int) -> torch.Tensor:
