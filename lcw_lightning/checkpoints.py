@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lcw_lightning.initialization import mark_initialized
+from lcw_lightning.freshness import mark_initialized
 from lcw_lightning.kinds import PARAMETRIZATIONS
 from lcw_lightning.layers import named_weights
 from lcw_lightning.loading import describe_misfit

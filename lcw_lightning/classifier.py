@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lcw_lightning.initialization import is_initialized, mark_initialized
+from lcw_lightning.freshness import is_initialized, mark_initialized
 from lcw_lightning.records import restore_constraints, save_constraints
 
 __all__ = ["GeometricDecay", "ImageClassifier"]

@@ -15,7 +15,7 @@ from lcw_lightning.callbacks.analyst import Analyst
 from lcw_lightning.checkpoints import read_checkpoint
 from lcw_lightning.depth_profile import DepthProfile
 from lcw_lightning.export import export
-from lcw_lightning.initialization import mark_initialized
+from lcw_lightning.freshness import mark_initialized
 from lcw_lightning.loading import load_all_or_nothing
 from lcw_lightning.overrides import override_method, restore_method
 from lcw_lightning.records import restore_constraints

@@ -3,17 +3,19 @@
 from collections.abc import Iterator, KeysView
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
 from lcw_lightning.layers import named_weights
 from lcw_lightning.recording import eager_mode
 from lcw_lightning.rescaling import computes_as_torch, is_scalable, rescale_layer_
 
-__all__ = ["Granularity", "is_initialized", "mark_initialized", "minibatch_init_", "rescale_on_first_forward"]
+__all__ = ["Granularity", "minibatch_init_", "rescale_on_first_forward"]
 
 Granularity = Literal["layer", "unit"]
 
@@ -109,14 +111,18 @@ def minibatch_init_(
     return model
 
 
-def mark_initialized(model: nn.Module) -> None:
-    """Say that the weights of ``model`` are not freshly drawn: they were rescaled, trained or loaded."""
-    vars(model)["_lcw_initialized"] = True
+class _ExchangedValue(Function):
+    """The value of one tensor with the gradient of another, as autograd's tensors must not change in place."""
 
+    @staticmethod
+    @override
+    def forward(ctx: Any, recorded: Tensor, value: Tensor) -> Tensor:
+        return value.clone()  # a view could not be changed in place later
 
-def is_initialized(model: nn.Module) -> bool:
-    """Return whether :func:`mark_initialized` was called on ``model``."""
-    return "_lcw_initialized" in vars(model)
+    @staticmethod
+    @override
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _Rescaling:
@@ -167,12 +173,15 @@ class _Rescaling:
                 z = layer.forward(*args, **kwargs)
                 self.outputs[name] = self.rescale(name, z if is_linear else z.clone())
 
-    @torch.no_grad()
-    def after(self, name: str, _layer: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        scaled = self.outputs.pop(name) if name in self.outputs else self.rescale(name, output)
-        if self.is_linear(name):
-            output.copy_(scaled)
+    def after(self, name: str, _layer: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        is_linear = self.is_linear(name)
+        with torch.no_grad():
+            scaled = self.outputs.pop(name) if name in self.outputs else self.rescale(name, output)
+            scaled = scaled.to(output.dtype)
         self.disarm(name)
+        if not is_linear:
+            return output
+        return cast(Tensor, _ExchangedValue.apply(output, scaled)) if output.requires_grad else scaled
 
     def parameters(self, name: str) -> set[int]:
         return {id(parameter) for parameter in self.waiting[name].parameters}

@@ -138,17 +138,22 @@ class _Hooks:
         positional = tuple(replacement if value is given else value for value in args)
         return positional, {key: replacement if value is given else value for key, value in kwargs.items()}
 
-    def after(self, name: str, layer: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+    def after(self, name: str, layer: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
         first = _data(output[0] if isinstance(output, tuple) and output else output)
         if not (isinstance(first, Tensor) and first.is_floating_point()):
-            return
+            return None
         self.observer(name, "preactivation", first.detach())
+        if first._is_view() and first.requires_grad:
+            # A view that a later layer changes in place, such as ReLU(inplace=True), loses the hooks on it.
+            first = first.clone()
+            output = _with_first(output, first)
         read = [first]
         if isinstance(layer, nn.RNNBase):
             read.append(output[1] if isinstance(output[1], Tensor) else output[1][0])
         for tensor in read:
             if tensor.requires_grad:
                 self.observe_gradient(tensor, name, "preactivation_gradient")
+        return output
 
     def observe_gradient(self, tensor: Tensor, name: str, quantity: Quantity) -> None:
         def hook(gradient: Tensor | None) -> None:
@@ -160,6 +165,16 @@ class _Hooks:
 
 def _first_parameter(layer: nn.Module) -> str:
     return next(iter(signature(layer.forward).parameters))
+
+
+def _with_first(output: Any, tensor: Tensor) -> Any:
+    """Return a layer's output with ``tensor`` in place of its first tensor."""
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, PackedSequence):
+        return output._replace(data=tensor)
+    parts = (_with_first(output[0], tensor), *output[1:])
+    return parts if type(output) is tuple else type(output)(*parts)
 
 
 def _data(value: Any) -> Tensor:

@@ -423,3 +423,14 @@ def test_dropout_on_a_small_batch_does_not_look_like_dead_units(samples):
     report = analyze(network, data(samples=samples))
     assert any("Dead units" in finding.says for finding in report.findings) == (samples == 64)
     assert report.statistics["3"]["dead_units"] >= 0.5
+
+
+def test_no_layer_is_cut_off_whose_output_is_a_view_that_an_activation_changes_in_place():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(40, 3)),
+    )
+    report = analyze(network, (torch.randn(32, 5, 8), torch.randint(3, (32,))))
+    assert "does not depend" not in str(report)
+    assert all(row["gradient_std"] > 0 for row in report.statistics.values())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -60,6 +61,41 @@ def test_with_gradients_each_layer_runs_twice():
     with Products() as products, rescale_on_first_forward(model):
         model(IMAGES)
     assert products.number == 8
+
+
+class Recorded(TorchFunctionMode):
+    """Keeps what Linear layers compute for the backward pass, with the number of writes in place so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.outputs = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        if function is nn.functional.linear and output.requires_grad:
+            self.outputs.append((output, output._version))
+        return output
+
+
+@pytest.mark.parametrize("shape", [(16, 8), (4, 5, 8), (2, 3, 5, 8)], ids=["vectors", "sequences", "grids"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_recorded_tensor_is_changed_in_place(shape, dtype):
+    chain = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)).to(dtype)
+    with Recorded() as recorded, rescale_on_first_forward(chain):
+        z = chain(torch.randn(shape).to(dtype))
+    assert [output._version - before for output, before in recorded.outputs] == [0, 0]
+    assert z.dtype == dtype
+
+
+def test_gradients_are_those_at_the_rescaled_weights():
+    chain = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)).double()
+    inputs = torch.randn(4, 5, 8, dtype=torch.float64)
+    with rescale_on_first_forward(chain):
+        chain(inputs).square().sum().backward()
+    rescaled = copy.deepcopy(chain)
+    wanted = torch.autograd.grad(rescaled(inputs).square().sum(), list(rescaled.parameters()))
+    for parameter, gradient in zip(chain.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def unit_slices(layer):

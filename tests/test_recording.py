@@ -1,4 +1,5 @@
 import copy
+from collections import namedtuple
 
 import pytest
 import torch
@@ -28,8 +29,13 @@ class Residual(nn.Module):
         return x + self.first(x) * self.second(x).relu_()
 
 
-def test_a_layers_tensors_are_those_that_autograd_gives():
-    network, inputs = Residual(), torch.randn(5, 4, requires_grad=True)
+SHAPES = {"vectors": (5, 4), "sequences": (2, 5, 4), "grids": (2, 3, 5, 4)}
+
+
+# Of inputs with three or more dimensions Linear's output is a view under some versions of torch.
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_layers_tensors_are_those_that_autograd_gives(shape):
+    network, inputs = Residual(), torch.randn(shape, requires_grad=True)
     recorder = Recorder()
     with observe({"first": network.first, "second": network.second}, recorder):
         (2 * network(inputs)).sum().backward()
@@ -49,6 +55,39 @@ def test_a_layers_tensors_are_those_that_autograd_gives():
     assert set(recorder) == set(expected)
     for key, tensor in expected.items():
         torch.testing.assert_close(recorder[key][0], tensor.detach(), msg=lambda text, key=key: f"{key}: {text}")
+
+
+class Viewed(nn.Linear):
+    """Sends a view, alone or in what contains it."""
+
+    def __init__(self, wrap):
+        super().__init__(4, 6)
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(super().forward(x)[..., 1:4])
+
+
+Outputs = namedtuple("Outputs", ["states", "length"])
+WRAPPED = {
+    "tensor": (lambda z: z, lambda out: out),
+    "tuple": (lambda z: (z, 3), lambda out: out[0]),
+    "namedtuple": (lambda z: Outputs(z, 3), lambda out: out.states),
+    "packed": (lambda z: pack_sequence([z]), lambda out: out.data),
+}
+
+
+@pytest.mark.parametrize(("wrap", "unwrap"), WRAPPED.values(), ids=WRAPPED)
+def test_the_gradient_of_a_view_is_seen_where_a_later_layer_changes_it_in_place(wrap, unwrap):
+    layer, inputs, recorder = Viewed(wrap), torch.randn(5, 4), Recorder()
+    plain = layer(inputs)
+    with observe({"layer": layer}, recorder):
+        output = layer(inputs)
+        assert type(output) is type(plain)
+        unwrap(output).relu_().square().sum().backward()
+    z = unwrap(plain).detach()
+    torch.testing.assert_close(recorder["layer", "preactivation"][0], z)
+    torch.testing.assert_close(recorder["layer", "preactivation_gradient"][0], 2 * z.relu())
 
 
 def test_the_input_gradient_is_seen_even_where_the_network_needs_none():

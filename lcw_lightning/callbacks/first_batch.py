@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from typing_extensions import override
 
-from lcw_lightning.initialization import is_initialized, mark_initialized
+from lcw_lightning.freshness import is_initialized, mark_initialized
 from lcw_lightning.patterns import listed
 
 __all__ = ["FirstBatchInit"]

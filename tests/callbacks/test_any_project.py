@@ -2,6 +2,7 @@
 
 import csv
 from importlib.metadata import distribution
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, ShiftMonitor, constrain, load_from_checkpoint
 from lcw_lightning.constraints import constrained_weights
@@ -134,6 +136,48 @@ def test_recurrence_and_attention_train_constrained_and_resume(residual, ours, l
         assert torch.equal(resumed.state_dict()[key], value), key
     loaded = load_from_checkpoint(Sequences, tmp_path / "first.ckpt")
     assert all(torch.equal(value, first.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+class Tokens(LightningModule):
+    """Linear layers on inputs of any shape (..., 8), with an activation in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(inplace=True), nn.Linear(16, 3))
+
+    def training_step(self, batch, batch_idx):
+        return self.network(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+ORDERS = {"".join(str(place) for place in order): order for order in permutations(range(3))}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 2)], ids=["3d", "4d", "5d"])
+def test_inputs_of_many_dimensions_train_in_any_order_of_the_callbacks(
+    shape, order, residual, ours, logged, make_trainer
+):
+    torch.manual_seed(0)
+    inputs, module = torch.randn(16, *shape, 8), Tokens()
+    callbacks = ours()
+    loader = DataLoader(TensorDataset(inputs), batch_size=8)
+    make_trainer(*(callbacks[place] for place in order), **logged, max_epochs=2).fit(module, loader)
+    assert residual(module) < 1e-6
+    (last,) = [row for row in metrics_of(logged) if row["step"] == "2"]
+    assert float(last["gradient_std/network.0"]) > 0
+    # As many bits as if the monitor were not there.
+    torch.manual_seed(0)
+    torch.randn(16, *shape, 8)
+    alone = Tokens()
+    make_trainer(*ours()[:2], max_epochs=2).fit(alone, loader)
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), alone.parameters(), strict=True))
+
+
+def metrics_of(logged):
+    return list(csv.DictReader(Path(logged["logger"].log_dir, "metrics.csv").read_text().splitlines()))
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_module_as_it_was(make_project, make_trainer, loader, tmp_path):
