@@ -49,7 +49,7 @@ def lines_of_code(text):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_stay_small(path):
     code = lines_of_code(path.read_text())
-    assert len(code) <= 150
+    assert len(code) <= 160
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert len(code & lines_of([node])) <= 30, node.name
