@@ -1,24 +1,25 @@
 """Linearly constrained weights for PyTorch and Lightning."""
 
 from lcw_lightning.activations import ClippedShiftedReLU, ClippedSoftThreshold, ShiftedReLU, SoftThreshold
-from lcw_lightning.analysis import analyze
+from lcw_lightning.analysis.analyze import analyze
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
-from lcw_lightning.checkpoints import load_from_checkpoint
+from lcw_lightning.checkpoints.load import load_from_checkpoint
 from lcw_lightning.classifier import GeometricDecay, ImageClassifier
-from lcw_lightning.constraints import constrain, fold
+from lcw_lightning.constraints.constrain import constrain
+from lcw_lightning.constraints.fold import fold
+from lcw_lightning.constraints.normalizations import centered_weight_norm
+from lcw_lightning.constraints.zero_sum import linearly_constrained
 from lcw_lightning.data.digits import Digits
 from lcw_lightning.data.vision import CIFAR10, CIFAR100, MNIST, FashionMNIST
-from lcw_lightning.edge_of_chaos_init import edge_of_chaos_init_
-from lcw_lightning.initialization import minibatch_init_
+from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_
+from lcw_lightning.initialization.minibatch import minibatch_init_
 from lcw_lightning.models.deep_cnn import DeepCNN
 from lcw_lightning.models.mlp import MLP
 from lcw_lightning.models.preact_resnet import PreActResNet18
 from lcw_lightning.models.vgg import VGG19
-from lcw_lightning.normalizations import centered_weight_norm
-from lcw_lightning.parametrizations import linearly_constrained
 
 __all__ = [
     "CIFAR10",

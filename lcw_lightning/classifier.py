@@ -15,8 +15,8 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lcw_lightning.freshness import is_initialized, mark_initialized
-from lcw_lightning.records import restore_constraints, save_constraints
+from lcw_lightning.checkpoints.record import restore_constraints, save_constraints
+from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 
 __all__ = ["GeometricDecay", "ImageClassifier"]
 

@@ -67,7 +67,7 @@ def small_checkpoint(lcw, _small_run):
 def forkserver():
     """Starts processes: forked from one that has imported everything and computed nothing, so it has no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning.pytorch", "lcw_lightning.cli"])
+    context.set_forkserver_preload(["lightning.pytorch", "lcw_lightning.cli.app"])
     # The default number of threads is the machine's, and sums depend on it.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")

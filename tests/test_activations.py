@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lcw_lightning import MLP, ClippedShiftedReLU, ClippedSoftThreshold, ShiftedReLU, SoftThreshold
-from lcw_lightning.export import export
+from lcw_lightning.checkpoints.export import export
 from lcw_lightning.theory.thresholded import Thresholded
 
 TAU, MAX = 1.25, 0.75  # exact in every dtype

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 
 from lcw_lightning import ConstraintCallback, GeometricDecay, ImageClassifier, MinibatchInitCallback, constrain
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.data.batches import BatchLoader
 
 SGD = partial(torch.optim.SGD, lr=0.1)

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lcw_lightning import ImageClassifier
 from lcw_lightning.cli import main
+from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.data import vision
-from lcw_lightning.kinds import kind_of
-from lcw_lightning.layers import named_weights
+from lcw_lightning.weights.weight_ref import named_weights
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DIGITS = next(path for path in CONFIGS if path.stem == "digits_mlp50")

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lcw_lightning
 from lcw_lightning import ShiftMonitor
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from lcw_lightning.layers import named_weights
+from lcw_lightning.weights.weight_ref import named_weights
 
 
 def measure(settings: Settings) -> Iterator[list[dict]]:

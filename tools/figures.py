@@ -25,8 +25,8 @@ from lcw_lightning import MLP, constrain, minibatch_init_
 from lcw_lightning.classifier import GeometricDecay
 from lcw_lightning.data.digits import Digits
 from lcw_lightning.files import written_atomically
+from lcw_lightning.observation.hooks import observe
 from lcw_lightning.plotting import plot_boxes_by_layer, plot_boxes_by_unit, plot_heat_maps, quantiles
-from lcw_lightning.recording import observe
 from lcw_lightning.theory.zero_sum import project_zero_sum
 
 SEEDS = range(5)

@@ -15,8 +15,8 @@ from sparse_grid import Method
 from torch import nn
 
 from lcw_lightning import MLP, constrain
-from lcw_lightning.edge_of_chaos_init import edge_of_chaos_init_
-from lcw_lightning.preflight import monte_carlo
+from lcw_lightning.analysis.preflight import monte_carlo
+from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_
 
 DEPTH, WIDTH, DRAWS = 100, 300, 100
 RESAMPLES = 2000

@@ -19,13 +19,14 @@ from lcw_lightning.callbacks.constraint_checks import (
     is_complete,
     waits_for_configure_model,
 )
-from lcw_lightning.constraints import constrain, constrained_weights, remove_constraints_, with_only_zero
-from lcw_lightning.kinds import Kind, Method, check_method, kind_of
-from lcw_lightning.loading import load_all_or_nothing
-from lcw_lightning.overrides import override_method, restore_method
-from lcw_lightning.patterns import listed, select_weights
-from lcw_lightning.projection import renew_projections_
-from lcw_lightning.records import check_basis, check_kinds, save_constraints
+from lcw_lightning.callbacks.overrides import override_method, restore_method
+from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
+from lcw_lightning.checkpoints.record import check_basis, check_kinds, save_constraints
+from lcw_lightning.constraints.constrain import constrain, constrained_weights, with_only_zero
+from lcw_lightning.constraints.fold import remove_constraints_
+from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
+from lcw_lightning.constraints.projection import renew_projections_
+from lcw_lightning.weights.selection import listed, select_weights
 
 __all__ = ["ConstraintCallback"]
 

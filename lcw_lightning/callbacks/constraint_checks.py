@@ -10,12 +10,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lcw_lightning.constraints import constrained_weights
-from lcw_lightning.kinds import kind_of
-from lcw_lightning.layers import named_weights
-from lcw_lightning.patterns import listed
-from lcw_lightning.projection import is_projected
-from lcw_lightning.records import parametrization_key, saved_constraints, saved_projections
+from lcw_lightning.checkpoints.record import parametrization_key, saved_constraints, saved_projections
+from lcw_lightning.constraints.constrain import constrained_weights
+from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.constraints.projection import is_projected
+from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = [
     "check_averaging",

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
-from lcw_lightning.edge_of_chaos_init import draw_and_match_on_first_forward
+from lcw_lightning.initialization.edge_of_chaos import draw_and_match_on_first_forward
 
 __all__ = ["EdgeOfChaosInitCallback"]
 

@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lcw_lightning.callbacks.loggers import log_scalars
-from lcw_lightning.layers import named_weights
-from lcw_lightning.observables import ObservedLayer, observed_layers
-from lcw_lightning.sparsity import ActivationSparsity, is_compiled
+from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
+from lcw_lightning.observation.sparsity import ActivationSparsity, is_compiled
+from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = ["EvaluationSparsity"]
 

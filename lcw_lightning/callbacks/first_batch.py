@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from typing_extensions import override
 
-from lcw_lightning.freshness import is_initialized, mark_initialized
-from lcw_lightning.patterns import listed
+from lcw_lightning.weights.freshness import is_initialized, mark_initialized
+from lcw_lightning.weights.selection import listed
 
 __all__ = ["FirstBatchInit"]
 

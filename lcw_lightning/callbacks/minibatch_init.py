@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
-from lcw_lightning.initialization import rescale_on_first_forward
+from lcw_lightning.initialization.minibatch import rescale_on_first_forward
 
 __all__ = ["MinibatchInitCallback"]
 

@@ -8,12 +8,15 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
+from lcw_lightning.callbacks.gradient_scale import gradient_unit
 from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
+from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.plotting import rgb_array
 from lcw_lightning.plotting.snapshots import plot_snapshots
-from lcw_lightning.snapshot import Snapshot
 
-__all__ = ["ShiftMonitor", "gradient_unit"]
+__all__ = [
+    "ShiftMonitor",
+]
 
 DRAWN = (0, *(4**power for power in range(1, 20)))
 
@@ -22,11 +25,11 @@ class ShiftMonitor(EvaluationSparsity):
     """Log how far the activations of every layer shift and how gradients grow, as ``statistic/layer``.
 
     Layers are Linear and Bilinear ones, convolutions, recurrent layers and attention, as
-    :class:`~lcw_lightning.observables.ObservedLayer` says. The statistics are those of
-    :func:`lcw_lightning.statistics.network_statistics`, of one training batch (under DDP of the union of all ranks'
-    batches) and the weights that it used. Hooks exist during a sampled step alone, other steps cost nothing, and
-    training is bit for bit the same with and without. Works with every Lightning logger. A compiled network runs the
-    sampled steps eagerly. ``gradient_std`` is that of the mean loss over the sampled batch, whatever loss scaling,
+    :class:`~lcw_lightning.observation.observed_layers.ObservedLayer` says. The statistics are those of
+    :func:`lcw_lightning.observation.statistics.network_statistics`, of one training batch (under DDP of the union of
+    all ranks' batches) and the weights that it used. Hooks exist during a sampled step alone, other steps cost nothing,
+    and training is bit for bit the same with and without. Works with every Lightning logger. A compiled network runs
+    the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the sampled batch, whatever loss scaling,
     accumulation and number of ranks make of it.
 
     TensorBoard also gets a chart a statistic with all layers in it, under "Custom scalars". Loggers that take images
@@ -140,11 +143,3 @@ class ShiftMonitor(EvaluationSparsity):
     def _discard(self) -> None:
         self._sampling.close()
         self._sample = None
-
-
-def gradient_unit(trainer: Trainer, pl_module: LightningModule) -> float:
-    """Return what multiplies dL/dz in a rank's backward pass, for L the mean loss over all ranks' batch."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
-    accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-    return loss_scale * trainer.world_size / accumulated

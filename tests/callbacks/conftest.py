@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor
-from lcw_lightning.layers import named_weights
+from lcw_lightning.weights.weight_ref import named_weights
 
 # What Lightning says about the project itself: its DataLoader has no workers, fit gets no validation data, and a
 # checkpoint is loaded without the ModelCheckpoint that wrote it.

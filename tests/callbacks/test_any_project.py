@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, ShiftMonitor, constrain, load_from_checkpoint
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 
 SETTINGS = {
     "accumulated-gradients": {"accumulate_grad_batches": 3},

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 
 from lcw_lightning import ConstraintCallback, constrain
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 
 
 class Copying(Callback):

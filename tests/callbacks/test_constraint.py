@@ -4,7 +4,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lcw_lightning import ConstraintCallback, constrain, fold
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 
 ALL = dict.fromkeys(["body.0.weight", "body.2.weight", "head.weight"], "lcw")
 hooks = pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])

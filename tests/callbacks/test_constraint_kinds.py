@@ -16,7 +16,7 @@ from lcw_lightning import (
     load_from_checkpoint,
     minibatch_init_,
 )
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 
 KINDS = ["lcw", "cwn", "wn", "sn"]
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -14,8 +14,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from lcw_lightning import ConstraintCallback, ImageClassifier, MinibatchInitCallback, fold, load_from_checkpoint
-from lcw_lightning.constraints import constrained_weights
-from lcw_lightning.layers import named_weights
+from lcw_lightning.constraints.constrain import constrained_weights
+from lcw_lightning.weights.weight_ref import named_weights
 
 ALL = dict.fromkeys(["body.0.weight", "body.2.weight", "head.weight"], "lcw")
 hooks = pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftedReLU
 from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
-from lcw_lightning.constraints import constrain
-from lcw_lightning.edge_of_chaos_init import edge_of_chaos_init_
+from lcw_lightning.constraints.constrain import constrain
+from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_
 
 
 class Snapshots(Callback):

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 
 class Project(LightningModule):
     def __init__(self):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor, constrain, minibatch_init_
-from lcw_lightning.constraints import constrained_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 
 
 class Snapshots(Callback):

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, constrain
-from lcw_lightning.constraints import constrained_weights
-from lcw_lightning.layers import named_weights
+from lcw_lightning.constraints.constrain import constrained_weights
+from lcw_lightning.weights.weight_ref import named_weights
 
 
 def test_the_learning_rate_finder_says_what_it_tries_and_finds_a_rate(residual, make_project, make_trainer, loader):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lcw_lightning import ClippedShiftedReLU, DeepCNN, ShiftedReLU, constrain, fold
-from lcw_lightning.export import export
+from lcw_lightning.checkpoints.export import export
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (8, 8), (7, 5), (1, 1)], ids=str)

@@ -8,10 +8,10 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lcw_lightning import VGG19, PreActResNet18, analyze, constrain, fold, minibatch_init_
-from lcw_lightning.constraints import constrained_weights
-from lcw_lightning.layers import named_weights
+from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.models.norms import normed_activation
-from lcw_lightning.recording import observe
+from lcw_lightning.observation.hooks import observe
+from lcw_lightning.weights.weight_ref import named_weights
 
 ORDERS = {
     "none": ["activation"],

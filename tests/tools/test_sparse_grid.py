@@ -2,7 +2,7 @@
 
 import pytest
 
-from lcw_lightning.cli import LCWCLI, CommandTrainer, LCWParser
+from lcw_lightning.cli.app import LCWCLI, CommandTrainer, LCWParser
 
 
 @pytest.fixture

@@ -1,0 +1,198 @@
+"""One minibatch through any network and loss: what every layer shows, before a step is trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import PackedSequence
+
+from lcw_lightning.analysis.depth_profile import DepthProfile
+from lcw_lightning.analysis.preflight import monte_carlo
+from lcw_lightning.analysis.report import Report
+from lcw_lightning.analysis.verdict import Condition
+from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
+from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.weights.restoring import restored, undisturbed
+from lcw_lightning.weights.selection import listed
+
+__all__ = ["analyze", "report_of"]
+
+ZERO_SUM = 1e-3  # largest sum of a unit's weights over their norm that counts as zero
+
+
+def analyze(
+    network: nn.Module,
+    batch: Any,
+    loss: Callable[..., Tensor] | None = None,
+    *,
+    redraw: Callable[[nn.Module], object] | None = None,
+    draws: int = 100,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> Report:
+    """Send one minibatch through a network, forward and backward, and report on every layer.
+
+    The network is left as it was: weights, gradients, modes, buffers (BatchNorm statistics among them) and torch's
+    random number generators. It runs in the modes that its modules are in: in training mode, as training will see it.
+    Your own hooks run as they would in training, but for those that wait for an accumulated gradient.
+
+    Args:
+        network: Any module with a layer of the kinds that :func:`~lcw_lightning.constrain` knows.
+        batch: A pair ``(inputs, targets)``, or inputs alone. Inputs are what the network takes: a tensor or a packed
+            sequence, a tuple or list of arguments, a mapping of keyword arguments. Several samples: of one alone
+            nothing varies.
+        loss: Maps ``(outputs, targets)``, or without targets the outputs, to a scalar. Unless given it is the
+            cross-entropy of logits and class numbers; without targets and without a loss there is no backward pass.
+        redraw: Draws the network's weights anew, in place: a pre-flight check follows q and gradients through the
+            hidden layers, those before the last, over ``draws`` draws, and joins the report.
+        draws: How many.
+        include: Glob patterns on weight names ``layer.weight``.
+        exclude: Glob patterns of weights to leave out.
+
+    Returns:
+        The report: print it, read its ``statistics`` and ``findings``, ``save(folder)`` it as JSON and figures.
+
+    Raises:
+        ValueError: A pattern that matches no weight, a network that calls none of its layers, outputs and targets that
+            cross-entropy does not take, or a loss that is no scalar or does not depend on the network; for a pre-flight
+            check no loss, no draws or fewer than two hidden layers.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> network = nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Sigmoid())])
+        >>> report = analyze(network, (torch.rand(128, 64), torch.randint(10, (128,))))
+        >>> [finding.says.split(":")[0] for finding in report.findings]
+        ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 19 of 20 layers']
+    """
+    layers = observed_layers(network, include, exclude)
+    inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    snapshot = Snapshot(layers, device, with_values=True)
+    step = partial(_step, network, inputs, targets, loss)
+    with torch.inference_mode(False), torch.enable_grad():
+        with undisturbed(network), snapshot.watching():
+            value = step()
+        report = report_of(snapshot, value)
+        if redraw is None:
+            return report
+        with restored(network):
+            hidden = _hidden_layers(network, step, layers)
+            return replace(report, preflight=monte_carlo(hidden, partial(redraw, network), step, draws))
+
+
+def _step(network: nn.Module, inputs: Any, targets: list[Any], loss: Callable[..., Tensor] | None) -> float | None:
+    args, kwargs, leaves = _arguments(inputs)  # anew, since a network may have changed the last ones in place
+    outputs = network(*args, **kwargs)
+    if loss is None and not targets:
+        return None
+    value = _loss_value(loss or _cross_entropy, outputs, targets)
+    _backward(value, [*leaves, *(parameter for parameter in network.parameters() if parameter.requires_grad)])
+    return value.item()
+
+
+def _hidden_layers(
+    network: nn.Module, step: Callable[[], object], chosen: Mapping[str, ObservedLayer]
+) -> dict[str, nn.Module]:
+    profile = DepthProfile({name: layer.layer for name, layer in observed_layers(network).items()})
+    with profile.watching():
+        step()
+    return {name: profile.layers[name] for name in profile.hidden_layers(chosen)}
+
+
+def report_of(snapshot: Snapshot, loss: float | None) -> Report:
+    """Return the report of what a snapshot has seen.
+
+    Raises:
+        ValueError: It has seen none of its layers.
+    """
+    statistics = snapshot.statistics()
+    if not statistics:
+        raise ValueError(
+            f"none of the layers {listed(snapshot.layers)} was called in this forward pass, and layers whose weights "
+            "are read without calling them cannot be watched."
+        )
+    condition = Condition(
+        unreached=[name for name in snapshot.layers if name not in statistics],
+        frozen=[
+            name
+            for name, layer in snapshot.layers.items()
+            if not any(parameter.requires_grad for ref in layer.weights.values() for parameter in ref.parameters)
+        ],
+        zero=[name for name, facts in snapshot.facts.items() if not facts.norms.any()],
+        zero_sum=[
+            name
+            for name, row in statistics.items()
+            if row.get("constraint_residual", 1.0) < ZERO_SUM or _sums_to_zero(snapshot.layers[name])
+        ],
+        input_values={name: sums.number for (name, of), sums in snapshot.sums.items() if of == "input"},
+        gradient_values={
+            name: sums.number * len(sums.total)
+            for (name, of), sums in snapshot.sums.items()
+            if of == "preactivation_gradient"
+        },
+    )
+    return Report(statistics, condition, loss, snapshot.values())
+
+
+def _sums_to_zero(layer: ObservedLayer) -> bool:
+    """Return whether a constraint says so, whatever half precision makes of the sum."""
+    return all(kind_of(ref) in ("lcw", "cwn") for ref in layer.weights.values())
+
+
+def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:
+    """Return positional and keyword arguments, and those leaves of theirs that take a gradient."""
+    leaves: list[Tensor] = []
+
+    def differentiable(value: Any) -> Any:
+        if isinstance(value, PackedSequence):
+            return value._replace(data=differentiable(value.data))
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1].clone()  # which a network may change in place, unlike a leaf
+
+    if isinstance(inputs, Mapping):
+        return [], {name: differentiable(value) for name, value in inputs.items()}, leaves
+    several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
+    return [differentiable(value) for value in (inputs if several else [inputs])], {}, leaves
+
+
+def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
+    if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point():
+        try:
+            return cross_entropy(outputs, targets)
+        except (IndexError, RuntimeError, ValueError) as error:
+            given = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}: {error}"
+            cause: Exception | None = error
+    else:
+        names = [
+            str(value.dtype) if isinstance(value, Tensor) else type(value).__name__ for value in (outputs, targets)
+        ]
+        given, cause = f"outputs of {names[0]} and targets of {names[1]}.", None
+    raise ValueError(
+        "analyze() takes the cross-entropy of logits and class numbers unless it is given a loss=, a function of "
+        f"outputs and targets; got {given}"
+    ) from cause
+
+
+def _loss_value(loss: Callable[..., Tensor], outputs: Any, targets: list[Any]) -> Tensor:
+    value = loss(outputs, *targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"analyze() needs a loss that is one number, got {given}; take its mean.")
+    return value
+
+
+def _backward(value: Tensor, leaves: list[Tensor]) -> None:
+    # Unlike backward() this leaves the .grad of parameters, and whatever hangs on it, alone.
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "analyze() needs a loss that depends on the network's inputs or on weights that require a gradient, and "
+            "this one does not; look for detach(), no_grad() and argmax()."
+        )

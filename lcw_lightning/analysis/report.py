@@ -1,0 +1,146 @@
+"""What an analysis found, as text, JSON and figures; several networks side by side."""
+
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from lcw_lightning.analysis.preflight import Preflight
+from lcw_lightning.analysis.preflight_verdict import preflight_findings
+from lcw_lightning.analysis.tables import fit_names, layer_table, side_by_side
+from lcw_lightning.analysis.verdict import Condition, Finding, findings
+from lcw_lightning.files import written_atomically
+from lcw_lightning.plotting.preflight import plot_preflight
+from lcw_lightning.plotting.snapshots import plot_snapshots
+
+__all__ = ["Report", "render", "save"]
+
+WIDTH = 160  # of what is not printed in a terminal
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one minibatch shows of every layer, before training.
+
+    Attributes:
+        statistics: Numbers by name, by layer in the order of the forward pass, as
+            :func:`~lcw_lightning.observation.statistics.network_statistics` defines them.
+        condition: Layers that are frozen, never reached or zero.
+        loss: Of the minibatch; None without one.
+        values: Samples of values for the figures.
+        preflight: What many draws of the weights show; None without them.
+
+    Example:
+        >>> print(Report({"linear": {"shift_ratio": 3.0}}, Condition()).findings[0].says)
+        Activation shift in 1 of 1 layers: ...
+    """
+
+    statistics: dict[str, dict[str, float]]
+    condition: Condition
+    loss: float | None = None
+    values: Mapping[tuple[str, Any], Tensor] = field(default_factory=dict, repr=False)
+    preflight: Preflight | None = field(default=None, repr=False)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is the matter, and what to try; empty if all is well."""
+        found = findings(self.statistics, self.condition, self.loss)
+        return found + (preflight_findings(self.preflight, self.condition.zero_sum) if self.preflight else [])
+
+    def __str__(self) -> str:
+        return render({"": self})
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``analysis.json`` and figures into a folder; return its path."""
+        return save({"": self}, folder)
+
+
+def render(reports: Mapping[str, Report]) -> str:
+    """Return a table with a row a layer and a verdict for each report, by label; ``""`` labels one that is alone."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    text = io.StringIO()
+    # Text alone, whatever the environment says: no colours, and no display of a notebook's.
+    console = Console(file=text, width=width, force_terminal=False, force_jupyter=False, color_system=None)
+    first, *others = reports.values()
+    networks = {label: report.statistics for label, report in reports.items()}
+    table = side_by_side(networks) if others else layer_table(first.statistics, first.condition)
+    fit_names(table, console)
+    console.print(table)
+    for label, report in reports.items():
+        console.print(
+            "\n".join(("", *_verdict(label, report))), highlight=False, markup=False, emoji=False, width=width
+        )
+    return text.getvalue()
+
+
+def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
+    """Write ``analysis.json`` and the figures of all reports, by label, into a folder.
+
+    Raises:
+        NotADirectoryError: There is a file of that name.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"a report goes into a folder, but {str(folder)!r} is a file; name another folder.")
+    figures = plot_snapshots(
+        {label: report.statistics for label, report in reports.items()},
+        {label: report.values for label, report in reports.items()},
+    )
+    if drawn := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
+        figures["preflight"] = plot_preflight(
+            {label: preflight.q_by_layer for label, preflight in drawn.items()},
+            {label: preflight.growth_by_layer for label, preflight in drawn.items()},
+        )
+    for name, figure in figures.items():
+        with written_atomically(folder / f"{name}.png") as path:
+            figure.savefig(path)
+    content = {label: _as_json(report) for label, report in reports.items()}
+    with written_atomically(folder / "analysis.json") as path:
+        path.write_text(json.dumps(content[""] if list(content) == [""] else content, indent=1, allow_nan=False))
+    return folder
+
+
+def _verdict(label: str, report: Report) -> Iterator[str]:
+    heading = (f"{label}: " if label else "") + ("" if report.loss is None else f"loss {report.loss:.4g}; ")
+    if not any("gradient_std" in row for row in report.statistics.values()):
+        heading += "forward alone, no gradient was seen; "
+    if report.preflight is not None:
+        yield f"{f'{label}: ' if label else ''}{report.preflight}."
+    if not report.findings:
+        yield f"{heading}nothing is the matter."
+        return
+    yield f"{heading}what is the matter:"
+    yield from (f"- {finding.says}" for finding in report.findings)
+    if advice := dict.fromkeys(advice for finding in report.findings for advice in finding.advice):
+        yield "What to try:"
+        yield from (f"- {line}" for line in advice)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "loss": report.loss,
+        "layers": report.statistics,
+        "condition": report.condition._asdict(),
+        "verdict": [finding._asdict() for finding in report.findings],
+    }
+    if report.preflight is not None:
+        content["preflight"] = report.preflight.as_dict()
+    return {name: _strict(value) for name, value in content.items()}
+
+
+def _strict(content: Any) -> Any:
+    """Return the same with texts in the place of NaN and infinity, which JSON does not know."""
+    if isinstance(content, Mapping):
+        return {name: _strict(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value) for value in content]
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content

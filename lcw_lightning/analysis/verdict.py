@@ -1,0 +1,157 @@
+"""What the statistics of a network mean, in plain words, and what to try."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+from lcw_lightning.analysis.failures import left_out, no_gradient, no_signal, not_finite, without_signal
+from lcw_lightning.analysis.findings import CONSTRAIN, RESCALE, Condition, Finding, Statistics
+from lcw_lightning.weights.selection import listed
+
+__all__ = ["Condition", "Finding", "findings"]
+
+DECADES = 2.0  # from end to end, beyond which a signal vanishes or explodes
+LARGE_SHIFT = 2.0  # that of healthy ReLU layers is near 0.7
+MANY_DEAD = 0.1
+FEW_VALUES = 16  # too few to call a unit dead
+
+RESIDUAL = "residual connections, normalization, or an activation that saturates less"
+
+
+def findings(
+    statistics: Statistics,
+    condition: Condition = Condition(),  # noqa: B008 (immutable)
+    loss: float | None = None,
+) -> list[Finding]:
+    """Return what is the matter with a network, worst first; nothing if all is well.
+
+    Gradients are compared by the norm of dL/dz, the std times the root of ``condition.gradient_values``: a convolution
+    shares one gradient out among its positions, so its std falls with the size of the image alone.
+
+    Args:
+        statistics: Of the layers that were called, in forward order, as
+            :func:`~lcw_lightning.observation.statistics.network_statistics` returns them.
+        condition: Of the layers.
+        loss: Of the batch.
+
+    Example:
+        >>> vanishing = {f"hidden.{n}": {"gradient_std": 10.0 ** (n - 9)} for n in range(10)}
+        >>> findings(vanishing)[0].says
+        "Gradients vanish: the norm of dL/dz falls by 9.0 decades from 'hidden.9' back to 'hidden.0'; ..."
+    """
+    if broken := not_finite(statistics, loss):
+        return [broken, *left_out(statistics, condition)]
+    constant = without_signal(statistics, condition)
+    varying = {layer: row for layer, row in statistics.items() if layer not in constant}
+    return [
+        *no_signal(constant, len(statistics)),
+        *no_gradient(varying, condition),
+        *_gradient(varying, condition),
+        *_forward(varying, condition),
+        *_shift(varying, condition),
+        *_dead(statistics, condition),
+        *left_out(statistics, condition),
+    ]
+
+
+def _gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
+    stds = _column(statistics, "gradient_std", above=0.0)
+    norms = {layer: std * math.sqrt(condition.gradient_values.get(layer, 1)) for layer, std in stds.items()}
+    if len(norms) < 2:
+        return
+    first, *_, last = norms
+    if weak := [layer for layer, norm in norms.items() if norm < norms[last] / 10**DECADES]:
+        depth = (*_constrain(statistics, condition), *_rescale(statistics), RESIDUAL)
+        yield Finding(
+            f"Gradients {'vanish' if first in weak else 'are small in places'}: {_way_back(norms, min)}; it is below a "
+            f"hundredth of the last one's in {len(weak)} of {len(norms)} layers ({listed(weak)}).",
+            depth if first in weak else ("look for small gains behind these layers, such as layer scale and gates",),
+        )
+    if strong := [layer for layer, norm in norms.items() if norm > norms[last] * 10**DECADES]:
+        yield Finding(
+            f"Gradients {'explode' if first in strong else 'are large in places'}: {_way_back(norms, max)}; it is "
+            f"above a hundred times the last one's in {len(strong)} of {len(norms)} layers ({listed(strong)}).",
+            (*_rescale(statistics), "a smaller learning rate, gradient clipping, normalization"),
+        )
+
+
+def _way_back(norms: Mapping[str, float], extreme: Callable[..., str]) -> str:
+    first, *_, last = norms
+    farthest = extreme(norms, key=norms.__getitem__)
+    says = f"the norm of dL/dz {_change(norms[last], norms[farthest])} from {last!r} back to {farthest!r}"
+    return says if farthest == first else f"{says}, and {_change(norms[last], norms[first])} back to {first!r}"
+
+
+def _change(before: float, after: float) -> str:
+    decades = math.log10(after) - math.log10(before)
+    if abs(decades) < 0.05:
+        return "is the same"
+    return f"{'falls' if decades < 0 else 'grows'} by {abs(decades):.1f} decades"
+
+
+def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
+    stds = _column(statistics, "preactivation_std", above=0.0)
+    if len(stds) < 2:
+        return
+    first, *_, last = stds
+    if not 10**-DECADES < stds[last] / stds[first] < 10**DECADES:
+        verb = "explode" if stds[last] > stds[first] else "vanish"
+        yield Finding(
+            f"Preactivations {verb}: their std {_change(stds[first], stds[last])} from {first!r} to {last!r}.",
+            (*_constrain(statistics, condition), *_rescale(statistics)),
+        )
+
+
+def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
+    ratios = _column(statistics, "shift_ratio", above=LARGE_SHIFT)
+    worst = sorted(ratios, key=ratios.__getitem__, reverse=True)
+    if len(statistics) > 1 and worst == list(statistics)[-1:]:
+        return  # no activation follows
+    if worst:
+        normalize = "normalize each input feature, or normalize batches before the activation"
+        yield Finding(
+            f"Activation shift in {len(worst)} of {len(statistics)} layers: the means of the preactivations are up to "
+            f"{ratios[worst[0]]:.3g} times their std, more than {LARGE_SHIFT:g} times in {listed(worst)}; batch "
+            "normalization right behind a layer takes it away.",
+            _constrain(statistics, condition) or (normalize,),
+        )
+
+
+def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
+    hidden = list(statistics)[1:]  # zeros in the data itself are no dead units
+    dead = {
+        layer: statistics[layer].get("dead_units", 0.0)
+        for layer in hidden
+        if _many_dead(statistics[layer], condition.input_values.get(layer, math.inf))
+    }
+    if dead:
+        worst = max(dead, key=dead.__getitem__)
+        yield Finding(
+            f"Dead units: {dead[worst]:.0%} of the inputs of {worst!r} are zero on the whole batch, more than "
+            f"{MANY_DEAD:.0%} in {listed(dead)}.",
+            ("a larger batch, to be sure", "a smaller learning rate, or an activation with a slope below zero"),
+        )
+
+
+def _many_dead(row: Mapping[str, float], values: float) -> bool:
+    dead = row.get("dead_units", 0.0)
+    if values < FEW_VALUES or dead <= MANY_DEAD:
+        return False
+    # Living units may all happen to be zero on a small batch, by their activation or by dropout.
+    sparsity_of_living = (row["sparsity"] - dead) / (1 - dead) if dead < 1 else 0.0
+    return dead - math.pow(sparsity_of_living, values) > MANY_DEAD
+
+
+def _constrain(statistics: Statistics, condition: Condition) -> tuple[str, ...]:
+    shifted = _column(statistics, "shift_ratio", above=LARGE_SHIFT)
+    return (CONSTRAIN,) if shifted.keys() - set(condition.zero_sum) else ()
+
+
+def _rescale(statistics: Statistics) -> tuple[str, ...]:
+    """Advise it unless all layers have the scale that it would give them, activation shift included."""
+    rows = [row for row in statistics.values() if "preactivation_std" in row]
+    scales = [row["preactivation_std"] * math.hypot(1, row.get("shift_ratio", 0.0)) for row in rows]
+    return () if all(0.5 < scale < 2 for scale in scales) and scales else (RESCALE,)
+
+
+def _column(statistics: Statistics, name: str, above: float) -> dict[str, float]:
+    return {layer: row[name] for layer, row in statistics.items() if row.get(name, math.nan) > above}

@@ -1,0 +1,13 @@
+"""By what a training step multiplies the gradients of its loss."""
+
+from lightning.pytorch import LightningModule, Trainer
+
+__all__ = ["gradient_unit"]
+
+
+def gradient_unit(trainer: Trainer, pl_module: LightningModule) -> float:
+    """Return what multiplies dL/dz in a rank's backward pass, for L the mean loss over all ranks' batch."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+    accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+    return loss_scale * trainer.world_size / accumulated

@@ -1,0 +1,129 @@
+"""Constrained and plain checkpoints load into each other, safely and bit for bit."""
+
+import copy
+import io
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lcw_lightning.checkpoints.all_or_nothing import describe_misfit
+from lcw_lightning.checkpoints.read import read_checkpoint
+from lcw_lightning.checkpoints.record import check_basis, parametrization_key, restore_constraints, saved_constraints
+from lcw_lightning.constraints.kinds import PARAMETRIZATIONS
+from lcw_lightning.constraints.registration import right_inverse
+from lcw_lightning.weights.freshness import mark_initialized
+from lcw_lightning.weights.weight_ref import named_weights
+
+__all__ = [
+    "load_from_checkpoint",
+]
+
+_Module = TypeVar("_Module", bound=LightningModule)
+
+
+def load_from_checkpoint(
+    module_class: type[_Module],
+    path: str | os.PathLike[str],
+    map_location: Any = None,
+    weights_only: bool = True,
+    **kwargs: Any,
+) -> _Module:
+    """Load a LightningModule with its weights and constraints, bit for bit as they were saved.
+
+    Does what ``module_class.load_from_checkpoint`` does, which fails on constrained weights unless the class itself
+    restores them; plain checkpoints load too. :func:`~lcw_lightning.fold` makes a plain module of the result, and
+    :class:`~lcw_lightning.MinibatchInitCallback` leaves its weights alone.
+
+    Args:
+        module_class: The class that was trained, which need not know of constraints.
+        path: The checkpoint, a local path or a URL.
+        map_location: Where tensors go, as in :func:`torch.load`.
+        weights_only: Off, anything that the file holds is unpickled, which runs its code.
+        kwargs: Arguments of the class, which override its saved hyperparameters, and Lightning's ``strict`` and
+            ``hparams_file``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no whole and safe checkpoint, is in another basis, or belongs to another model.
+
+    Example:
+        >>> import tempfile
+        >>> from lcw_lightning import constrain
+        >>> from lcw_lightning.checkpoints.record import save_constraints
+        >>> from torch import nn
+        >>> class Project(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(4, 2)
+        >>> project = Project()
+        >>> names = constrain(project)
+        >>> checkpoint = {"state_dict": project.state_dict(), "pytorch-lightning_version": "2.6.4"}
+        >>> save_constraints(project, checkpoint)  # as ConstraintCallback does in every checkpoint of a Trainer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(checkpoint, f"{folder}/run.ckpt")
+        ...     loaded = load_from_checkpoint(Project, f"{folder}/run.ckpt")
+        >>> torch.equal(loaded.layer.weight, project.layer.weight)
+        True
+    """
+    checkpoint = read_checkpoint(path, map_location, weights_only)
+    check_basis(checkpoint)
+    plain, buffer = _plain_state_dict(checkpoint), io.BytesIO()
+    torch.save({**checkpoint, "state_dict": plain}, buffer)
+    buffer.seek(0)
+    try:
+        module = module_class.load_from_checkpoint(
+            buffer, map_location=map_location, weights_only=weights_only, **kwargs
+        )
+    except RuntimeError as error:
+        if not (problems := describe_misfit(error)):
+            raise
+        raise ValueError(
+            f"{os.fspath(path)!r} does not fit this {module_class.__name__}: {problems} Give the arguments of its run. "
+            "Layers that setup() builds, and constraints of runs without ConstraintCallback, must be there once the "
+            "module is made."
+        ) from error
+    restore_constraints(module, checkpoint)
+    _restore_exactly(module, checkpoint, plain)
+    mark_initialized(module)
+    return module
+
+
+@torch.no_grad()
+def _plain_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state dict with each constrained weight in place of what was trained, as far as that was saved."""
+    plain: dict[str, Tensor] = copy.copy(checkpoint["state_dict"])  # with the versions of modules beside it
+    for name, saved in saved_constraints(checkpoint).items():
+        key, shape = f"{parametrization_key(name)}.", saved["weight_shape"]
+        held = {held.removeprefix(key): plain.pop(held) for held in list(plain) if held.startswith(key)}
+        if not held:
+            continue  # modules may leave frozen weights out
+        weight = torch.empty(shape, device="meta")
+        constraint = PARAMETRIZATIONS[saved["kind"]](weight, saved["transposed_groups"]).eval()
+        originals, buffers = right_inverse(constraint, weight), dict(constraint.named_buffers())
+        wanted = {**originals, **{f"0.{buffer}": value for buffer, value in buffers.items()}}
+        if {part: value.shape for part, value in held.items()} != {part: value.shape for part, value in wanted.items()}:
+            raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} make no weight of shape {shape}.")
+        constraint.load_state_dict({buffer: held[f"0.{buffer}"] for buffer in buffers}, assign=True)
+        plain[name] = constraint(*(held[original] for original in originals))
+    return plain
+
+
+@torch.no_grad()
+def _restore_exactly(model: nn.Module, checkpoint: Mapping[str, Any], plain: Mapping[str, Tensor]) -> None:
+    """Undo the rounding of what was trained, which went through the plain weight."""
+    weights = named_weights(model, remove_duplicate=False)
+    for name in saved_constraints(checkpoint):
+        if name not in plain:
+            continue
+        held: Any = weights[name].layer.parametrizations[weights[name].name]  # type: ignore[index]
+        originals = dict(held.named_parameters(recurse=False))
+        like = next(iter(originals.values()))
+        rounded = right_inverse(held[0], plain[name].to(like))
+        # Otherwise the module's own on_load_checkpoint has changed the weight.
+        if all(torch.allclose(originals[key], rounded[key], rtol=0, atol=0, equal_nan=True) for key in originals):
+            for key, value in {**originals, **dict(held.named_buffers())}.items():
+                value.copy_(checkpoint["state_dict"][f"{parametrization_key(name)}.{key}"])

@@ -1,0 +1,121 @@
+"""Run one config again and again: under several kinds of constraint, and with several draws of the weights."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from rich.progress import Progress
+
+from lcw_lightning.analysis.preflight import Preflight
+from lcw_lightning.analysis.report import Report
+from lcw_lightning.callbacks.overrides import override_method
+from lcw_lightning.cli.trainer import CommandTrainer
+
+__all__ = ["ONE_STEP", "check_redraws", "reports_of"]
+
+
+def check_redraws(kinds: Sequence[str], draws: int, seed: int | bool, ckpt_path: str | None) -> None:
+    """Look whether weights can be drawn as --compare and --draws ask.
+
+    Raises:
+        ValueError: There is nothing to draw, or no seed to draw it from.
+    """
+    for asked, flag, what in (
+        (kinds, "--compare", "draws the same weights for each kind"),
+        (draws > 1, "--draws", "draws weights of one seed after the other"),
+    ):
+        if asked and ckpt_path is not None:
+            raise ValueError(f"{flag} draws the weights anew, so it takes no --ckpt_path.")
+        if asked and seed is False:
+            raise ValueError(f"{flag} {what}, so it needs a seed: --seed_everything=0.")
+
+
+def reports_of(
+    make: Callable[[str, int], tuple[CommandTrainer, dict[str, Any]]], kinds: Sequence[str], draws: int
+) -> dict[str, Report]:
+    """Return the report of each kind's first draw; with several draws it has a pre-flight check.
+
+    Args:
+        make: Returns a trainer and the arguments of its analyze, for a kind of constraint and the number of a draw.
+        kinds: ``""`` is that of the config.
+        draws: Draws of the weights for each kind. They share the data.
+    """
+    with Progress(console=Console(stderr=True), transient=True, disable=draws == 1) as progress:
+        return {
+            kind: _report(partial(make, kind), draws, partial(progress.track, description=f"{kind} draws".strip()))
+            for kind in kinds
+        }
+
+
+def _report(
+    make: Callable[[int], tuple[CommandTrainer, dict[str, Any]]],
+    draws: int,
+    track: Callable[[Iterable[int]], Iterable[int]],
+) -> Report:
+    trainer, arguments = make(0)
+    if draws == 1:
+        report, _ = trainer.analyze(**arguments)
+        return report
+    reused = ReusedData(arguments["datamodule"])
+    reused.give_to(trainer, arguments)
+    report, profile = trainer.analyze(**arguments)
+    layers = profile.hidden_layers(report.statistics)
+    rows = [profile.rows(layers)]
+    for draw in track(range(1, draws)):
+        trainer, arguments = make(draw)
+        reused.give_to(trainer, arguments)
+        # Not the profile, which holds the whole network.
+        rows.append(trainer.analyze(**arguments)[1].rows(layers))
+    return replace(report, preflight=Preflight.of(rows, layers))
+
+
+class ReusedData:
+    """Data that several runs share: the first one prepares and reads them, and its first batch is that of all.
+
+    Args:
+        datamodule: Of the first run.
+    """
+
+    def __init__(self, datamodule: LightningDataModule | None) -> None:
+        self.datamodule = datamodule
+        self._found: dict[str, Any] = {}
+        for name in ("prepare_data", "setup", "train_dataloader"):
+            if datamodule is not None and is_overridden(name, datamodule):
+                override_method(datamodule, name, partial(self._once, name))
+
+    def give_to(self, trainer: Trainer, arguments: dict[str, Any]) -> None:
+        """Let a run that is about to start have this data module, and the first run's batch on its device."""
+        arguments["datamodule"] = self.datamodule
+        override_method(trainer.strategy, "batch_to_device", self._first_batch)
+
+    def _once(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if name not in self._found:
+            self._found[name] = method(*args, **kwargs)
+        return self._found[name]
+
+    def _first_batch(self, to_device: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return copy.deepcopy(self._once("batch", to_device, *args, **kwargs))  # a step may change it in place
+
+
+ONE_STEP: dict[str, Any] = {
+    "strategy": "auto",
+    "devices": 1,
+    "num_nodes": 1,
+    "callbacks": None,
+    "logger": False,
+    "profiler": None,
+    "accumulate_grad_batches": 1,
+    "limit_val_batches": 0,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "fast_dev_run": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Settings of a trainer that runs one training step on one device and leaves no trace."""

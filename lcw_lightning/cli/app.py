@@ -1,0 +1,197 @@
+"""The command ``lcw``: Lightning's command line with the callbacks as top-level groups."""
+
+import logging
+import os
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import shtab
+import torch
+from jsonargparse import set_parsing_settings
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from lcw_lightning.analysis.report import render, save
+from lcw_lightning.callbacks.constraint import ConstraintCallback
+from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
+from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
+from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
+from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO
+from lcw_lightning.checkpoints.export import check_exportable
+from lcw_lightning.checkpoints.read import read_checkpoint
+from lcw_lightning.cli.analyze_command import ONE_STEP, check_redraws, reports_of
+from lcw_lightning.cli.first_step_report import Analyst
+from lcw_lightning.cli.run_config import SaveConfigBesideLogs, checkpoint_without_config, config_of_run
+from lcw_lightning.cli.trainer import CommandTrainer
+from lcw_lightning.constraints.constrain import Kind
+
+__all__ = ["LCWCLI", "main"]
+
+GROUPS = {
+    "constraint": ConstraintCallback,
+    "minibatch_init": MinibatchInitCallback,
+    "edge_of_chaos_init": EdgeOfChaosInitCallback,
+    "shift_monitor": ShiftMonitor,
+}
+
+# Our own subcommands, methods of CommandTrainer, and the arguments of theirs that are no flags.
+COMMANDS = {"export": {"model", "datamodule"}, "analyze": {"model", "datamodule"}}
+
+
+class LCWParser(LightningArgumentParser):
+    """A parser whose errors are one message: the usage with its 200 options would bury it."""
+
+    @override
+    def print_usage(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    @override
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        # Lightning would make a subcommand's required arguments positional, which its own do not have.
+        added: list[str] = super().add_method_arguments(*args, as_positional=False, **kwargs)
+        if "analyze" in args:
+            kinds = "Kinds of constraint to put side by side, each on the same weights and batch."
+            self.add_argument("--compare", type=Kind, nargs="+", default=[], help=kinds)
+            draws = "Draws of the weights, of seeds seed, seed + 1 and so on; several add a pre-flight check."
+            self.add_argument("--draws", type=PositiveInt, default=1, help=draws)
+        return added
+
+
+class LCWCLI(LightningCLI):
+    """Any LightningModule, data module and Trainer, with LCW's callbacks in front of the user's own."""
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), **COMMANDS}
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for group, callback in GROUPS.items():
+            parser.add_class_arguments(callback, group)
+        parser.set_defaults({"edge_of_chaos_init.weights": "none"})
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
+        for option in ("--model", "--data", "--trainer.strategy"):
+            # jsonargparse would walk every module that any module can hold, or every mesh of devices, without end.
+            parser._option_string_actions[option].complete = shtab.FILE  # type: ignore[attr-defined]
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        given = sys.argv[1:] if args is None else args
+        command, *flags = given if isinstance(given, list) and given else [""]
+        if command in COMMANDS and (checkpoint := checkpoint_without_config(flags)):
+            self._subcommand_parsers[command].default_config_files = [config_of_run(checkpoint)]
+        super().parse_arguments(parser, args)
+        if self.config.subcommand == "export":
+            check_exportable(self.config.export.output)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "export":
+            # The run's accelerator may not be here, and its logger would start a run.
+            self.config[self.subcommand].pop("trainer")
+        elif self.subcommand == "analyze":
+            # Before anything of theirs is made: a logger may start a run, a strategy's library be missing here.
+            for name, value in ONE_STEP.items():
+                self.config.analyze.trainer[name] = value
+            self.save_config_callback = None
+            warnings.simplefilter("ignore", PossibleUserWarning)  # Lightning's advice on the run
+            for package in ("pytorch", "fabric"):  # every trainer greets
+                logging.getLogger(f"lightning.{package}").setLevel(logging.ERROR)
+
+    @override
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        if self.subcommand == "export":
+            return CommandTrainer(devices=1, logger=False, enable_checkpointing=False)
+        ours = [self._get(self.config_init, group) for group in GROUPS]
+        if self.subcommand == "analyze":
+            *before, monitor = ours
+            analyst = Analyst(monitor.include, monitor.exclude)
+            # To modules that write to their logger's experiment, DummyLogger is one.
+            callbacks = [*before, analyst]
+            return super().instantiate_trainer(callbacks=callbacks, logger=DummyLogger())
+        users = self._get(self.config_init, "trainer").callbacks or []
+        # Ours first: weight averaging copies what the constraint has made.
+        callbacks = [*ours, *(users if isinstance(users, list) else [users])]
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, not a plugin of the user's
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def analyze(self, output: str, ckpt_path: str | None, **kwargs: Any) -> None:
+        """Report on the first training step, under one kind of constraint or several, of one draw or many."""
+        settings, seed = self.config.analyze, self.config.analyze.seed_everything
+        check_redraws(settings.compare, settings.draws, seed, ckpt_path)
+
+        def make(kind: str, draw: int) -> tuple[CommandTrainer, dict[str, Any]]:
+            if kind:
+                settings.constraint.kind = kind
+            if kind or draw:
+                settings.seed_everything = seed + draw
+                self._set_seed()
+                self.instantiate_classes()
+            made = {"model": self.model, "datamodule": self.datamodule}
+            return cast(CommandTrainer, self.trainer), {**kwargs, **made, "output": output, "ckpt_path": ckpt_path}
+
+        reports = reports_of(make, settings.compare or [""], settings.draws)
+        sys.stdout.write(render(reports))
+        sys.stdout.write(f"written to {save(reports, output)}\n")
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own version lets the checkpoint's hyperparameters override explicit flags, without a word.
+        arguments = self.config[self.config.subcommand]
+        if arguments.ckpt_path is None and self.config.subcommand not in ("fit", "analyze"):
+            rank_zero_warn(f"lcw {self.config.subcommand} without --ckpt_path runs the weights as they are drawn.")
+        path = arguments.ckpt_path or "last"
+        if arguments.weights_only is None:
+            arguments.weights_only = True  # Lightning would unpickle what comes from the web
+        elsewhere = path in ("best", "last", "hpc") or "://" in path or Path(path).is_dir()  # its strategy reads it
+        if not elsewhere:
+            read_checkpoint(path, map_location="meta", weights_only=arguments.weights_only)
+
+    def after_fit(self) -> None:
+        """Test the weights that training ended with, if ``--test_after_fit`` says so."""
+        if self._get(self.config, "test_after_fit"):
+            self.trainer.test(self.model, datamodule=self.datamodule)
+
+    def after_predict(self) -> None:
+        """Write this rank's predictions where the run's other files are."""
+        path = Path(self.trainer.log_dir or ".") / f"predictions_rank{self.trainer.global_rank}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self.trainer.predict_loop.predictions, path)
+        sys.stdout.write(f"predictions, a list with one entry a batch: {path}\n")
+
+
+def main(args: ArgsType = None) -> None:
+    """Run ``lcw``. An error ends in one message on stderr and exit status 1 or 2.
+
+    ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
+    """
+    set_parsing_settings(add_print_completion_argument=True)
+    torch.set_flush_denormal(True)  # on CPUs, vanishing gradients become denormal, which slows a step thirtyfold
+    # Lightning's own call of a deprecated torch function, which would greet every user.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    try:
+        LCWCLI(
+            trainer_class=CommandTrainer,
+            save_config_callback=SaveConfigBesideLogs,
+            parser_class=LCWParser,
+            seed_everything_default=0,
+            parser_kwargs={"version": version("lcw_lightning")},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except Exception as error:
+        if os.environ.get("JSONARGPARSE_DEBUG") == "true":
+            raise
+        sys.exit(f"lcw: error: {error or type(error).__name__}\n(JSONARGPARSE_DEBUG=true shows where)")

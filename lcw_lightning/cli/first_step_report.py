@@ -1,0 +1,86 @@
+"""Report on the first training step of a run, and end the run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+from torch import Tensor
+from typing_extensions import override
+
+from lcw_lightning.analysis.analyze import report_of
+from lcw_lightning.analysis.depth_profile import DepthProfile
+from lcw_lightning.analysis.report import Report
+from lcw_lightning.callbacks.gradient_scale import gradient_unit
+from lcw_lightning.callbacks.overrides import override_method, restore_method
+from lcw_lightning.observation.observed_layers import observed_layers
+from lcw_lightning.observation.snapshot import Snapshot
+
+__all__ = ["Analyst"]
+
+
+class Analyst(Callback):
+    """Watch the first training step as ShiftMonitor would, keep the report, and end the run.
+
+    Args:
+        include: Glob patterns on weight names ``layer.weight``.
+        exclude: Glob patterns of weights to leave out.
+
+    Attributes:
+        report: None until the step is done.
+        profile: What that step shows of all layers for a pre-flight check; None until it begins.
+        load: Called once the module is built and constrained, to load other weights into it.
+    """
+
+    def __init__(self, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> None:
+        self.include = list(include)
+        self.exclude = list(exclude)
+        self.report: Report | None = None
+        self.profile: DepthProfile | None = None
+        self.load: Callable[[], None] | None = None
+        self._watching = ExitStack()
+        self._snapshot: Snapshot | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.load is not None:
+            # Around what ConstraintCallback, which comes first, has made of it.
+            override_method(pl_module, "configure_model", self._configure_and_load)
+
+    def _configure_and_load(self, configure_model: Callable[[], None]) -> None:
+        configure_model()
+        assert self.load is not None
+        self.load()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        layers = observed_layers(pl_module, self.include, self.exclude)
+        self._snapshot = Snapshot(layers, pl_module.device, gradient_unit(trainer, pl_module), with_values=True)
+        self._watching.enter_context(self._snapshot.watching())
+        self.profile = DepthProfile({name: layer.layer for name, layer in observed_layers(pl_module).items()})
+        self._watching.enter_context(self.profile.watching())
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._watching.close()
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if self._snapshot is not None:
+            self.report = report_of(self._snapshot, loss.item() if isinstance(loss, Tensor) else None)
+        raise _TunerExitException  # as Lightning's own tuners end a run: no validation, no scheduler, no epoch's end
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise _TunerExitException  # a module that skips its first batch never ends it
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._watching.close()
+        restore_method(pl_module, "configure_model")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._watching.close()
+        restore_method(pl_module, "configure_model")

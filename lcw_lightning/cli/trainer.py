@@ -1,0 +1,95 @@
+"""What ``lcw`` does beyond Lightning's fit, validate, test and predict."""
+
+import sys
+from functools import partial
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from lcw_lightning.analysis.depth_profile import DepthProfile
+from lcw_lightning.analysis.report import Report
+from lcw_lightning.callbacks.overrides import override_method, restore_method
+from lcw_lightning.checkpoints.export import export
+from lcw_lightning.checkpoints.read import read_checkpoint
+from lcw_lightning.cli.export_command import _load, _submodule, example_inputs, exported_part, load_weights
+from lcw_lightning.cli.first_step_report import Analyst
+from lcw_lightning.weights.freshness import mark_initialized
+
+__all__ = ["CommandTrainer"]
+
+
+class CommandTrainer(Trainer):
+    """Lightning's Trainer with the subcommands that are ours: LightningCLI looks for subcommands in its trainer."""
+
+    def export(
+        self,
+        model: LightningModule,
+        ckpt_path: str,
+        output: str,
+        submodule: str | None = None,
+        input_shape: list[int] | None = None,
+        weights_only: bool | None = None,
+        datamodule: LightningDataModule | None = None,
+    ) -> None:
+        """Write a checkpoint's network with plain weights, as .safetensors, .pt, .pt2 or .onnx.
+
+        Args:
+            model: As the config builds it.
+            ckpt_path: The checkpoint, whose weights go into the model. One that lies in a run's folder needs no
+                --config: the run's own is taken.
+            output: The file to write. The suffix is the format: .safetensors and .pt hold weights, .pt2 (torch.export)
+                and .onnx the computation too. An older file stays until the new one is checked against the model.
+            submodule: The part of the model to write, such as network or generator. Unless given, it is the one part
+                that does all that the model's forward does, so that names begin where the network's do; if there is
+                none, the whole model ('' always means the whole).
+            input_shape: Shape of one input, without the batch dimension, such as [3, 32, 32]. Unless given, the
+                model's example_input_array, or else a training batch, tells it.
+            weights_only: False unpickles anything that the checkpoint holds, and so runs its code.
+            datamodule: Gives a training batch.
+        """
+        model.trainer = self  # as in any run, since hooks of the model and of the data module may ask it
+        if datamodule is not None:
+            self.datamodule, datamodule.trainer = datamodule, self
+        load_weights(model, read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False))
+        inputs = example_inputs(model, datamodule, input_shape)
+        part = exported_part(model, inputs) if submodule is None else _submodule(model, submodule)
+        path = export(part, output, *inputs)
+        sys.stdout.write(f"{type(part).__name__} of {type(model).__name__} with plain weights, checked: {path}\n")
+
+    def analyze(
+        self,
+        model: LightningModule,
+        output: str = "analysis",
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        datamodule: LightningDataModule | None = None,
+    ) -> tuple[Report, DepthProfile]:
+        """Run the first training step and report on every layer; nothing is trained and nothing logged.
+
+        The table and the verdict are printed; analysis.json and figures go into a folder. The constraint and the
+        minibatch initialization are those of the config; --shift_monitor.include and .exclude choose layers.
+
+        Args:
+            model: As the config builds it.
+            output: The folder to write into.
+            ckpt_path: A checkpoint, whose weights are looked at in place of freshly drawn ones. One that lies in a
+                run's folder needs no --config: the run's own is taken.
+            weights_only: False unpickles anything that the checkpoint holds, and so runs its code.
+            datamodule: Gives the training batch.
+        """
+        del output  # of several reports together
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        analyst = next(callback for callback in callbacks if isinstance(callback, Analyst))
+        if ckpt_path is not None:
+            checkpoint = read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
+            analyst.load = partial(_load, model, {**checkpoint, "optimizer_states": []})
+            mark_initialized(model)
+        override_method(model, "configure_callbacks", lambda _: [])
+        try:
+            self.fit(model, datamodule=datamodule)
+        finally:
+            restore_method(model, "configure_callbacks")
+        if analyst.report is None or analyst.profile is None:
+            raise ValueError(
+                f"analyze needs one training step, but {type(model).__name__} had no training batch, or skipped it."
+            )
+        return analyst.report, analyst.profile

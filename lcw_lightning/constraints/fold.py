@@ -1,0 +1,72 @@
+"""Take constraints off: every weight becomes an ordinary parameter of the same value."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.constraints.projection import release_
+from lcw_lightning.constraints.registration import (
+    stop_accepting_plain_weights,
+)
+from lcw_lightning.weights.weight_ref import named_weights
+
+__all__ = ["fold", "remove_constraints_"]
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """Return a plain copy of ``model``: every parametrized tensor becomes an ordinary parameter of the same value.
+
+    The copy has plain types and plain state dict keys and computes the same outputs; the original is left untouched.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 2))
+        >>> names = constrain(network)
+        >>> sorted(fold(network).state_dict())
+        ['0.bias', '0.weight']
+    """
+    folded = copy.deepcopy(model)
+    for ref in named_weights(folded).values():
+        release_(ref)
+    for module in list(folded.modules()):
+        if parametrize.is_parametrized(module):
+            _fold_layer_(module)
+    return folded
+
+
+def _fold_layer_(module: nn.Module) -> None:
+    # remove_parametrizations would take the property from the class, which a copy shares with the original.
+    parametrizations: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[union-attr, assignment]
+    values = {
+        name: nn.Parameter(
+            getattr(module, name), requires_grad=any(original.requires_grad for original in held.parameters())
+        )
+        for name, held in parametrizations.items()
+    }
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    stop_accepting_plain_weights(module)
+    held = {**values, **module._parameters}
+    module._parameters.clear()
+    # In the order of a layer that was never constrained: weights first, and layer by layer in a recurrent one.
+    order = dict.fromkeys([*getattr(module, "_flat_weights_names", ()), *held])
+    module._parameters.update({name: held[name] for name in order})
+
+
+def remove_constraints_(model: nn.Module) -> None:
+    """Make every constrained weight of ``model`` an ordinary parameter of the same value, in place.
+
+    Copies of the model that were made before are of no use afterwards: torch lets them share the class from which it
+    takes the property.
+    """
+    for ref in named_weights(model).values():
+        release_(ref)
+        if kind_of(ref) != "none":
+            parametrize.remove_parametrizations(ref.layer, ref.name)
+            stop_accepting_plain_weights(ref.layer)
+            if ref.name in ref.layer._buffers:  # so torch leaves a frozen weight that was two tensors
+                frozen = nn.Parameter(ref.layer._buffers.pop(ref.name), requires_grad=False)  # type: ignore[arg-type]
+                ref.layer.register_parameter(ref.name, frozen)

@@ -1,0 +1,143 @@
+"""The rivals of linearly constrained weights (Kutsuna, Section 5): weight, centered weight, spectral normalization."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from typing_extensions import override
+
+from lcw_lightning.constraints.registration import Constraint, register_constraint
+from lcw_lightning.theory.zero_sum import project_zero_sum
+from lcw_lightning.weights.weight_ref import exchange_channels
+
+__all__ = ["CenteredWeightNorm", "SpectralNorm", "WeightNorm", "centered_weight_norm"]
+
+
+class WeightNorm(Constraint, _WeightNorm):
+    r"""Torch's own weight_norm, its units where those of the layer are: :math:`w_i = g_i v_i / \|v_i\|`.
+
+    ``original0`` is g, one gain a unit, of a shape that broadcasts against the weight's; for a transposed convolution
+    with groups it is ``(groups, out_channels // groups, 1, ...)``. ``original1`` is v, of the weight's shape.
+    """
+
+    @override
+    def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        """Return the weight for gains g and directions v."""
+        v = self.exchange(weight_v)
+        gains = weight_g.view(-1, *[1] * (v.dim() - 1))
+        return self.exchange(cast(Tensor, super().forward(gains, v)))  # type: ignore[no-untyped-call]
+
+    @override
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gains and directions for ``weight``; a unit that is zero has the gain 0 and some direction."""
+        kernels = self.exchange(weight)
+        plain = kernels.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+        v = self.admit(plain)
+        gains: Tensor = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+        # What lies below the resolution of the plain weight is rounding, not a direction.
+        resolution = 4 * torch.finfo(plain.dtype).eps * torch.linalg.vector_norm(plain, dim=1, keepdim=True)
+        is_zero = gains <= resolution
+        # Any direction lets the gain train, unless all its inputs are zero: this one uses them all, and sums to zero.
+        v = v.where(~is_zero, torch.linspace(-1, 1, v.shape[1], dtype=v.dtype, device=v.device))
+        shape = (self.transposed_groups, -1) if self.transposed_groups else (-1, 1)
+        gains = gains.masked_fill(is_zero, 0.0).view(*shape, *[1] * (weight.dim() - 2))
+        return gains.to(weight.dtype), self.exchange(v.view(kernels.shape)).to(weight.dtype)
+
+    def admit(self, units: Tensor) -> Tensor:
+        """Return what of the units, a row each, their weights can be: all of it."""
+        return units
+
+
+class CenteredWeightNorm(WeightNorm):
+    r"""Weight normalization of centred units: :math:`w_i = g_i (v_i - \bar v_i) / \|v_i - \bar v_i\|` (Huang et al.).
+
+    Holds what :class:`WeightNorm` holds. Half precision is computed in float32.
+    """
+
+    smallest_fan_in = 2
+
+    @override
+    def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        """Return the weight for gains g and directions v."""
+        kernels = self.exchange(weight_v)
+        centred = self.admit(kernels.flatten(1).to(torch.promote_types(weight_v.dtype, torch.float32)))
+        gains = weight_g.view(-1, 1).to(centred.dtype)
+        # Torch's fused kernel has neither forward derivatives nor a rule for vmap.
+        units = centred * (gains / torch.linalg.vector_norm(centred, dim=1, keepdim=True))
+        return self.exchange(units.view(kernels.shape).to(weight_v.dtype))
+
+    @override
+    def admit(self, units: Tensor) -> Tensor:
+        """Return what of the units, a row each, their weights can be: all but each unit's mean."""
+        return project_zero_sum(units)
+
+
+class SpectralNorm(Constraint, _SpectralNorm):
+    r"""Torch's own spectral_norm, of the matrix with a unit a row: its largest singular value is 1.
+
+    ``original`` has the weight's shape. In training mode each use of the weight does one step of the power method, in
+    the buffers ``_u`` and ``_v``. Unlike in torch, no step is done while gradients are off: who only looks at the
+    weight, such as a monitor, does not alter the run.
+
+    Raises:
+        ValueError: The weight is zero, which has no spectral norm to divide by.
+    """
+
+    def __init__(self, weight: Tensor, transposed_groups: int = 0) -> None:
+        if not weight.is_meta and not weight.any():
+            raise ValueError("spectral normalization divides by the norm of the weight, which is zero; draw it first.")
+        kernels = exchange_channels(weight, transposed_groups) if transposed_groups else weight
+        # The power method starts from random vectors: on a CPU the same in every run, and none of its own numbers.
+        with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.enable_grad():
+            torch.default_generator.manual_seed(0)
+            super().__init__(weight, transposed_groups, kernels.flatten(1))
+
+    @override
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight over its spectral norm."""
+        kernels = self.exchange(weight)
+        # In half precision the power method would not find its vectors. The meta device has no autocast.
+        with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
+            return self.exchange(super().forward(kernels.flatten(1)).view(kernels.shape))
+
+    @override
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        if torch.is_grad_enabled():
+            super()._power_method(weight_mat, n_power_iterations)
+
+
+def centered_weight_norm(module: nn.Module, name: str = "weight") -> nn.Module:
+    r"""Centre and normalize each output unit's weights, and train a gain for each (CWN; Huang et al. 2017).
+
+    .. math:: w_i = g_i \frac{v_i - \bar v_i}{\|v_i - \bar v_i\|}, \qquad \sum_j w_{ij} = 0, \quad \|w_i\| = |g_i|
+
+    Units are those of :func:`~lcw_lightning.linearly_constrained`. The trained parameters are named as those of
+    :func:`torch.nn.utils.parametrizations.weight_norm`: ``module.parametrizations.weight.original0`` is g, one gain a
+    unit, ``original1`` is v, of the weight's shape. Weight decay acts on both, and so on the gains, not on the norm
+    that v happens to have.
+
+    **Initial value:** the zero-sum weight nearest to the present one, ``w - w.mean()`` per unit; its norm is the gain.
+    A unit whose weights are all the same becomes zero: its gain is 0, and trains. Both parameters are new, so make the
+    optimizer afterwards. Later assignments ``module.weight = w`` are projected likewise, and a state dict with a plain
+    ``weight`` loads. Half precision is computed in float32.
+
+    Args:
+        module: Owner of the weight: Linear, Bilinear, a convolution, a recurrent layer, MultiheadAttention, or any
+            module with a weight whose rows are units.
+        name: Attribute name of the weight, such as ``weight_hh_l0`` of an LSTM.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        ValueError: No such parameter, it is lazy, sharded or parametrized already, or its fan_in is below 2.
+
+    Example:
+        >>> layer = centered_weight_norm(nn.Linear(64, 3))
+        >>> bool(layer.weight.sum(dim=1).abs().max() < 1e-6)
+        True
+        >>> torch.allclose(layer.weight.norm(dim=1, keepdim=True), layer.parametrizations.weight.original0)
+        True
+    """
+    return register_constraint(module, name, CenteredWeightNorm)

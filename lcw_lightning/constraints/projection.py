@@ -1,0 +1,174 @@
+"""Zero-sum weights without a parametrization: centre the gradient as it accumulates, and the weight after a step."""
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from lcw_lightning.weights.weight_ref import WeightRef, named_weights
+
+__all__ = [
+    "centre_units_",
+    "check_shards",
+    "hold_zero_sum_",
+    "is_projected",
+    "release_",
+    "renew_projections_",
+]
+
+
+def centre_units_(tensor: Tensor, transposed_groups: int = 0, spare_rounding: bool = False) -> None:
+    r"""Subtract each unit's mean in place: :math:`w \leftarrow w - \bar w`, the orthogonal projection onto zero sums.
+
+    One reduction and one subtraction, in any memory format and without a copy; half precision is computed in float32.
+
+    Args:
+        tensor: A weight, or a gradient, output units along dimension 0.
+        transposed_groups: Groups of a transposed convolution, whose weight has shape
+            ``(in_channels, out_channels // groups, *kernel)``; 0 for other layers.
+        spare_rounding: Units that were centred before stay as they are, bit for bit: those whose mean is below a
+            rounding of their root mean square, and of the sum.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 7.0], [2.0, 4.0]])
+        >>> centre_units_(rows)
+        >>> rows
+        tensor([[-3.,  3.],
+                [-1.,  1.]])
+    """
+    units, fan_in_dims = tensor, tuple(range(1, tensor.dim()))
+    if transposed_groups:
+        units, fan_in_dims = tensor.view(transposed_groups, -1, *tensor.shape[1:]), (1, *range(3, tensor.dim() + 1))
+    precise = torch.promote_types(tensor.dtype, torch.float32)
+    sums = units.sum(fan_in_dims, keepdim=True, dtype=precise)
+    fan_in = units.numel() // sums.numel()
+    if spare_rounding:
+        norms = torch.linalg.vector_norm(units, dim=fan_in_dims, keepdim=True, dtype=precise)
+        rounding = (torch.finfo(tensor.dtype).eps + torch.finfo(precise).eps) * math.sqrt(fan_in)
+        sums = sums.where(sums.abs() > rounding * norms, 0.0)
+    units.sub_(sums, alpha=1 / fan_in)
+
+
+def hold_zero_sum_(ref: WeightRef) -> None:
+    """Project a plain weight, and hold it zero-sum from now on, in copies and pickles of its layer too.
+
+    Its gradient is centred as it accumulates, itself after each step of an optimizer that has a gradient for it, and
+    after loading a state dict. Units that sum to zero already, up to rounding, stay as they are, bit for bit.
+
+    Raises:
+        ValueError: The weight is a sharded one of a grouped transposed convolution.
+    """
+    check_shards(ref)
+    parameter: Any = ref.layer._parameters[ref.name]
+    _centre_gradients_of(parameter, ref.transposed_groups)
+    if not _holders(ref):
+        holder = _Holder(ref.layer._parameters, ref.name, ref.transposed_groups)
+        ref.layer.register_load_state_dict_post_hook(holder)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        centre_units_(parameter, ref.transposed_groups, spare_rounding=True)
+
+
+def check_shards(ref: WeightRef) -> None:
+    """Look whether the units of a weight can be told apart where it is sharded.
+
+    Raises:
+        ValueError: The weight is a sharded one of a grouped transposed convolution: a shard may hold parts of groups.
+    """
+    if hasattr(ref.layer._parameters.get(ref.name), "device_mesh") and ref.transposed_groups > 1:
+        raise ValueError(f"{type(ref.layer).__name__}.{ref.name} is sharded across its groups; leave it out.")
+
+
+def is_projected(ref: WeightRef) -> bool:
+    """Return whether a weight is held zero-sum by projection, as its parameter's hook says."""
+    parameter = ref.layer._parameters.get(ref.name)
+    return parameter is not None and _gradient_hook(parameter) is not None
+
+
+def release_(ref: WeightRef) -> None:
+    """Make a weight an ordinary one of the same value, if it is held by projection."""
+    for key in _holders(ref):
+        del ref.layer._load_state_dict_post_hooks[key]
+    hooks: Any = getattr(ref.layer._parameters.get(ref.name), "_post_accumulate_grad_hooks", None) or {}
+    for key in [key for key, hook in hooks.items() if isinstance(hook, _CentredGradient)]:
+        del hooks[key]
+
+
+def renew_projections_(model: nn.Module) -> None:
+    """Hold the weights again whose parameters were exchanged, as ``fully_shard`` does."""
+    for ref in named_weights(model).values():
+        for holder in _holders(ref).values():
+            holder(ref.layer)
+
+
+class _CentredGradient:
+    """Hook on a parameter. That it is there says that the weight is held by projection."""
+
+    def __init__(self, transposed_groups: int) -> None:
+        self.transposed_groups = transposed_groups
+
+    def __call__(self, parameter: Tensor) -> None:
+        # With gradients under create_graph, so that a second derivative sees the centring.
+        assert parameter.grad is not None
+        centre_units_(parameter.grad, self.transposed_groups)
+
+
+class _Holder:
+    """Hook on a layer, which copies and pickles take along, while they drop those of parameters."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter | None], name: str, transposed_groups: int) -> None:
+        self.parameters = parameters  # those of the layer: a copy has those of the layer's copy
+        self.name = name
+        self.transposed_groups = transposed_groups
+
+    def __call__(self, layer: nn.Module, *_: object) -> None:
+        if layer._parameters.get(self.name) is not None:  # else something computes the weight by now, such as pruning
+            hold_zero_sum_(WeightRef(layer, self.name))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if (parameter := self.parameters.get(self.name)) is not None:
+            _centre_gradients_of(parameter, self.transposed_groups)
+
+
+def _gradient_hook(parameter: Tensor) -> _CentredGradient | None:
+    hooks: Any = parameter._post_accumulate_grad_hooks
+    return next((hook for hook in (hooks or {}).values() if isinstance(hook, _CentredGradient)), None)
+
+
+def _centre_gradients_of(parameter: nn.Parameter, transposed_groups: int) -> None:
+    if _gradient_hook(parameter):
+        return
+    _centre_after_every_step()
+    trained = parameter.requires_grad
+    parameter.requires_grad_()  # torch sets no hook on a frozen parameter, which may thaw later
+    # Runs before DDP reduces, and FSDP2 calls it for the shards. The gradient is the parameter's own by then, while
+    # that which a hook of register_hook sees may be another tensor's too, and must not change in place.
+    parameter.register_post_accumulate_grad_hook(_CentredGradient(transposed_groups))  # type: ignore[no-untyped-call]
+    parameter.requires_grad_(trained)
+
+
+def _holders(ref: WeightRef) -> dict[int, _Holder]:
+    hooks: Any = ref.layer._load_state_dict_post_hooks
+    return {key: hook for key, hook in hooks.items() if isinstance(hook, _Holder) and hook.name == ref.name}
+
+
+@cache
+def _centre_after_every_step() -> None:
+    register_optimizer_step_post_hook(_centre_weights)
+
+
+# A compiled step, traced through, would see no hook on a parameter.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.no_grad()
+def _centre_weights(optimizer: Optimizer, *_: Any) -> None:
+    # In every step: a count of steps would be missing in a plain checkpoint, after which the path would differ by bits.
+    for group in optimizer.param_groups:
+        if isinstance(rate := group.get("lr"), float) and rate == 0:
+            continue  # torch.distributed.checkpoint makes optimizer state by such a step, after it has loaded weights
+        for parameter in group["params"]:
+            # Without a gradient no optimizer moves it, and a frozen weight stays bit for bit.
+            if parameter.grad is not None and (hook := _gradient_hook(parameter)):
+                centre_units_(parameter, hook.transposed_groups)

@@ -1,0 +1,160 @@
+"""How a constraint goes onto a layer, and how plain state dicts load into it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from typing_extensions import override
+
+from lcw_lightning.constraints.projection import is_projected
+from lcw_lightning.constraints.weight_access import (
+    CachesEvaluation,
+    forget_evaluations,
+    read_weight_fast,
+    read_weight_slowly,
+)
+from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
+
+__all__ = [
+    "Constraint",
+    "constrainable_parameter",
+    "register_constraint",
+    "right_inverse",
+    "stop_accepting_plain_weights",
+]
+
+
+class Constraint(nn.Module):
+    """What all our parametrizations share: they know the shape of their weight, and where its units lie.
+
+    Args:
+        weight: The plain weight, output units along dimension 0.
+        transposed_groups: Groups of a transposed convolution, whose weight has shape
+            ``(in_channels, out_channels // groups, *kernel)``; 0 for other layers.
+        args: What the next class in line takes.
+    """
+
+    smallest_fan_in = 1
+
+    def __init__(self, weight: Tensor, transposed_groups: int = 0, *args: Any) -> None:
+        super().__init__(*args)
+        self.weight_shape = tuple(weight.shape)
+        self.transposed_groups = transposed_groups
+
+    def exchange(self, tensor: Tensor) -> Tensor:
+        """Turn a tensor in the weight's layout into one with a unit a row, and back."""
+        return exchange_channels(tensor, self.transposed_groups) if self.transposed_groups else tensor
+
+    @override
+    def extra_repr(self) -> str:
+        groups = f", transposed_groups={self.transposed_groups}" if self.transposed_groups else ""
+        return f"weight_shape={self.weight_shape}{groups}"
+
+
+def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) -> nn.Module:
+    """Parametrize ``module.name`` by a constraint of this kind, made for its present value, and return the module.
+
+    Raises:
+        ValueError: No such parameter, it is lazy, sharded or constrained already, or the kind cannot hold it.
+    """
+    weight = constrainable_parameter(module, name, kind)
+    constraint = kind(weight.detach(), WeightRef(module, name).transposed_groups)
+    if parametrize.is_parametrized(module):
+        # A copy shares its class with the original, which one more property would break.
+        shared = type(module)
+        module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    weight.grad = None  # it has the shape of the weight, not of its coordinates
+    parametrize.register_parametrization(module, name, constraint)
+    if isinstance(constraint, CachesEvaluation):
+        read_weight_fast(module, name)
+    module.register_load_state_dict_pre_hook(partial(_accept_plain_weight, name=name))  # type: ignore[no-untyped-call]
+    if isinstance(module, nn.RNNBase):
+        _forget_computed_weights_in_copies(module)
+    return module
+
+
+def constrainable_parameter(
+    module: nn.Module, name: str, kind: type[Constraint], may_be_sharded: bool = False
+) -> nn.Parameter:
+    """Return the plain parameter ``module.name``, if it can be constrained.
+
+    Raises:
+        ValueError: No such parameter, it is lazy, sharded or constrained already, or its fan_in is too small.
+    """
+    owner = f"{type(module).__name__}.{name}"
+    parametrized = parametrize.is_parametrized(module, name)
+    if parametrized or is_projected(WeightRef(module, name)):
+        held = "parametrized" if parametrized else "held by method='project'"
+        raise ValueError(f"a constraint needs a plain parameter, but {owner} is {held} already; leave it out.")
+    weight = module._parameters.get(name)
+    if weight is None:
+        raise ValueError(
+            f"a constraint needs a parameter, but {owner} is none; name the module that owns the weight, and take away "
+            "hooks that compute it, such as the old weight_norm and spectral_norm, and pruning."
+        )
+    if is_lazy(weight):
+        raise ValueError(f"a constraint needs the shape of {owner}, which is lazy; run one forward first.")
+    if hasattr(weight, "device_mesh") and not may_be_sharded:
+        raise ValueError(
+            f"a constraint needs the whole weight, but {owner} is sharded; constrain the model before fully_shard()."
+        )
+    fan_in = WeightRef(module, name).fan_in if weight.dim() > 1 else 1
+    if fan_in < kind.smallest_fan_in:
+        why = ", for which zero is the only zero-sum weight" if kind.smallest_fan_in > 1 else ""
+        raise ValueError(
+            f"a constraint needs fan_in >= {kind.smallest_fan_in}, but {owner} of shape {tuple(weight.shape)} has "
+            f"fan_in={fan_in}{why}; leave this layer unconstrained."
+        )
+    return weight
+
+
+def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
+    """Return by name the trained tensors of the weight nearest to ``weight`` that the constraint can hold."""
+    originals = cast("Any", constraint).right_inverse(weight)
+    if isinstance(originals, Sequence):
+        return {f"original{number}": original for number, original in enumerate(originals)}
+    return {"original": originals}
+
+
+def stop_accepting_plain_weights(module: nn.Module) -> None:
+    """Take away from a layer whose weights are plain again what :func:`register_constraint` has put there."""
+    read_weight_slowly(module)
+    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
+    for key, wrapped in list(hooks.items()):
+        if getattr(wrapped.hook, "func", None) is _accept_plain_weight:
+            del hooks[key]
+
+
+@torch.no_grad()
+def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any, name: str) -> None:
+    """Let a plain checkpoint load: its ``weight`` becomes what the constraint holds of it."""
+    plain = state_dict.get(prefix + name)
+    if plain is None or not parametrize.is_parametrized(module, name):
+        return
+    constraint: Any = module.parametrizations[name][0]  # type: ignore[index]
+    if plain.shape == constraint.weight_shape:
+        key = f"{prefix}parametrizations.{name}"
+        fresh = type(constraint)(plain, constraint.transposed_groups)
+        del state_dict[prefix + name]
+        state_dict.update({f"{key}.{held}": value for held, value in right_inverse(fresh, plain).items()})
+        state_dict.update({f"{key}.0.{held}": value for held, value in fresh.named_buffers()})
+
+
+def _forget_computed_weights_in_copies(module: nn.RNNBase) -> None:
+    # A recurrent layer keeps the weights of its last forward pass, which deepcopy refuses: they are no leaves of the
+    # graph. It takes them anew when others take their place. The class is the one that parametrize made for this module
+    # alone.
+    kind: Any = type(module)
+    deepcopy = kind.__deepcopy__
+
+    def deepcopy_without_them(self: Any, memo: dict[int, Any]) -> Any:
+        self._flat_weights = [None] * len(self._flat_weights_names)
+        forget_evaluations(self)
+        return deepcopy(self, memo)
+
+    if deepcopy.__name__ != deepcopy_without_them.__name__:
+        kind.__deepcopy__ = deepcopy_without_them

@@ -1,0 +1,193 @@
+"""Initial weights at the edge of chaos: drawn for the activation, the first layer matched to a minibatch."""
+
+from collections.abc import Iterator, KeysView, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.hooks import RemovableHandle
+
+from lcw_lightning.constraints.kinds import is_zero_sum
+from lcw_lightning.initialization.edge_of_chaos_plan import EdgeOfChaosLayer, Weights, edge_of_chaos_layers
+from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
+from lcw_lightning.initialization.rescaling import assign_weight_, preactivation_moments, scale_weight_
+from lcw_lightning.observation.hooks import eager_mode
+from lcw_lightning.theory.gaussian import Function
+from lcw_lightning.weights.restoring import undisturbed
+from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
+
+__all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_"]
+
+
+@contextmanager
+def draw_and_match_on_first_forward(
+    model: nn.Module, activation: Function | None = None, q: float = 1.0, weights: Weights = "gaussian"
+) -> Iterator[KeysView[str]]:
+    """Draw the weights of ``model`` at once; the first layer that runs within the block matches its own to its input.
+
+    Arguments and errors are those of :func:`edge_of_chaos_init_`. Compiled networks run eagerly within the block.
+
+    Yields:
+        The names of the drawn weights: empty once one of their layers ran, and with it was matched.
+    """
+    matching = _Matching(edge_of_chaos_layers(model, activation, q, weights), q)
+    _draw(matching.waiting, weights)
+    try:
+        for name, waiting in matching.waiting.items():
+            hook = partial(matching.match, name)
+            matching.handles.append(waiting.ref.layer.register_forward_pre_hook(hook, with_kwargs=True))
+        with eager_mode:
+            yield matching.waiting.keys()
+    finally:
+        matching.disarm()
+
+
+def edge_of_chaos_init_(
+    model: nn.Module,
+    *inputs: Any,
+    activation: Function | None = None,
+    q: float = 1.0,
+    weights: Weights = "gaussian",
+) -> nn.Module:
+    r"""Draw all weights and biases of ``model`` anew, so that it starts at the edge of chaos of its activation.
+
+    At the edge of chaos :math:`\chi_1 = \sigma_w^2 E[\varphi'(\sqrt q Z)^2] = 1` and the variance of preactivations has
+    the fixed point ``q`` (Price et al., arXiv 2402.16184). Weights are drawn from
+    :math:`\mathcal{N}(0, \sigma_w^2 / \mathrm{fan\_in})` and biases from :math:`\mathcal{N}(0, \sigma_b^2)`, with the
+    two of :func:`~lcw_lightning.theory.edge_of_chaos.edge_of_chaos_stds`, in every Linear and convolution, the output
+    layer included. Layers under ``lcw`` and ``cwn`` get zero-sum weights of this variance, and the
+    :math:`\sigma_w, \sigma_b` that are right for those: they see their inputs' deviations from the mean.
+
+    The first layer's weight is rescaled, so that its preactivations have mean square ``q`` on the minibatch, but for
+    the draw of its biases: the pooled mean square of :math:`W a` over samples, units and positions becomes
+    :math:`q - \sigma_b^2`. First is the one of these layers that is called first, in the one call ``model(*inputs)``,
+    which has no gradients and finds modules in the modes that they are in. Buffers come back.
+
+    Weights that require no gradient are left alone, and so are recurrent layers, attention, Bilinear, embeddings and
+    norms. Draws take torch's global random numbers on the weight's device: ``torch.manual_seed`` repeats them. Under an
+    initialized :mod:`torch.distributed` default group every rank must take part; weights are those of rank 0, matched
+    to the union of all ranks' minibatches.
+
+    Args:
+        model: Any module; constrain it first. Constrained weights stay constrained.
+        inputs: What the model's forward takes.
+        activation: The elementwise function between the layers. Unless given it is that of the modules of
+            :mod:`lcw_lightning.activations` and :mod:`torch.nn.modules.activation` in the model, which must be alike.
+        q: Variance of the preactivations, the fixed point. Sparse activations have the sparsity and slope that they
+            were made for at the ``q`` that they were made with, and others at another.
+        weights: ``gaussian``, or ``delta_orthogonal`` (Xiao et al., arXiv 1806.05393): kernels that are zero but for
+            their centre tap, which is :math:`\sigma_w` times a random matrix with orthonormal rows; with more output
+            than input channels it has orthogonal columns and rows of mean square norm :math:`\sigma_w^2`. Linear
+            layers are the case of a 1 x 1 kernel. Zero-sum weights are orthogonal within their subspace: a first
+            convolution would be blind to what the few channels of images have in common, so leave it unconstrained.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: Before anything is drawn, for a bad setting, activations that differ or have no edge of chaos, a
+            weight that is sharded, lazy, spectrally normalized or cannot be delta-orthogonal, a missing bias where
+            biases have a variance, a model without weights to draw. Later, for a parametrization that cannot hold what
+            is drawn, and first inputs that are NaN, infinite, zero, or constant over what a zero-sum weight sees.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> network, images = nn.Sequential(nn.Linear(64, 500), nn.ReLU(), nn.Linear(500, 500)), torch.rand(128, 64)
+        >>> _ = edge_of_chaos_init_(network, images)
+        >>> print(f"{network[0](images).square().mean():.3f}")
+        1.000
+    """
+    with draw_and_match_on_first_forward(model, activation, q, weights) as waiting:
+        with undisturbed(model), torch.no_grad():
+            model(*inputs)
+        if waiting:
+            kind = type(model).__name__
+            raise ValueError(f"edge_of_chaos_init_ matches a layer to the inputs, but {kind} ran none that it drew.")
+    return model
+
+
+class _Matching:
+    """The hook that scales the weight of the layer which is called first."""
+
+    def __init__(self, waiting: dict[str, EdgeOfChaosLayer], q: float) -> None:
+        self.waiting = waiting
+        self.q = q
+        self.handles: list[RemovableHandle] = []
+
+    def disarm(self) -> None:
+        while self.handles:
+            self.handles.pop().remove()
+
+    @torch.no_grad()
+    def match(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.disarm()
+        ref, sigma_w, sigma_b = self.waiting[name]
+        self.waiting.clear()
+        z = _without_bias(layer, *args, **kwargs)
+        drawn = preactivation_moments(z, ref.channel_dim, by_unit=False).mean_square
+        given = preactivation_moments(args[0] if args else kwargs["input"], ref.channel_dim, by_unit=False).mean_square
+        # What a zero-sum weight makes of a constant is rounding.
+        _check_matchable(name, drawn, (4 * torch.finfo(z.dtype).eps * sigma_w) ** 2 * given)
+        scale_weight_(ref, name, ((self.q - sigma_b**2) / drawn).sqrt())
+        torch.clear_autocast_cache()  # it may hold the old weight and bias, which the layer has just used
+
+
+@torch.no_grad()
+def _draw(layers: Mapping[str, EdgeOfChaosLayer], weights: Weights) -> None:
+    drawn: set[int] = set()
+    for name, (ref, sigma_w, sigma_b) in layers.items():
+        parameters = {id(parameter) for parameter in ref.parameters}
+        if drawn.isdisjoint(parameters):  # or else it is tied to one that came before
+            drawn |= parameters
+            assign_weight_(ref, name, sigma_w * _of_rank_zero(_unit_weight(ref, weights)))
+        bias = ref.layer.bias
+        if isinstance(bias, nn.Parameter) and bias.requires_grad:
+            bias.copy_(sigma_b * _of_rank_zero(torch.randn(bias.shape, **_precise(bias))))
+
+
+def _unit_weight(ref: WeightRef, weights: Weights) -> Tensor:
+    """Draw a weight whose units have mean square norm 1."""
+    if weights == "delta_orthogonal":
+        rows = orthogonal_rows(ref.num_units, ref.num_channels, is_zero_sum(ref), **_precise(ref.value))
+        return at_centre(rows, *getattr(ref.layer, "kernel_size", ()))
+    rows = gaussian_rows(ref.num_units, ref.fan_in, is_zero_sum(ref), **_precise(ref.value))
+    if groups := ref.transposed_groups:
+        return exchange_channels(rows.view(exchange_channels(ref.value, groups).shape), groups)
+    return rows.view(ref.value.shape)
+
+
+def _without_bias(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    bias = layer.bias if isinstance(layer.bias, nn.Parameter) else torch.zeros(())
+    before = bias.clone()
+    bias.zero_()
+    try:
+        z: Tensor = layer.forward(*args, **kwargs)
+    finally:
+        bias.copy_(before)
+    return z
+
+
+def _of_rank_zero(draw: Tensor) -> Tensor:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.broadcast(draw, src=0)
+    return draw
+
+
+def _precise(like: Tensor) -> dict[str, Any]:
+    return {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
+
+
+def _check_matchable(name: str, square: Tensor, rounding: Tensor) -> None:
+    if not square.isfinite():
+        raise ValueError(
+            f"edge_of_chaos_init_ needs finite inputs, but the preactivations of {name!r}, the first layer, are NaN or "
+            "infinite on the first minibatch; look for NaN or infinite values in the data."
+        )
+    if square <= rounding:
+        raise ValueError(
+            f"edge_of_chaos_init_ needs inputs that reach the first layer, but the preactivations of {name!r} are zero "
+            "on the first minibatch; look for inputs that are zero, or, under lcw and cwn, the same in all that a unit "
+            "sees."
+        )

@@ -1,0 +1,127 @@
+"""Which layers can be watched, and where each has its input, its output and the weights between them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from lcw_lightning.weights.selection import select_weights
+from lcw_lightning.weights.weight_ref import WeightRef
+
+__all__ = ["ObservedLayer", "observed_layers"]
+
+_READ_THE_INPUT = ("weight", "weight_ih", "weight_ih_l0", "weight_ih_l0_reverse", "q_proj_weight", "in_proj_weight")
+
+
+class ObservedLayer(NamedTuple):
+    """A layer that maps an input a to an output z, and its weights by their names within the layer.
+
+    Linear layers and convolutions give their preactivation, as do Bilinear ones, whose input is the first of two, and
+    attention: the preactivation of its output projection, from the query as input. Recurrent layers and cells keep
+    their gates to themselves and give their hidden state.
+
+    Example:
+        >>> layer = observed_layers(nn.Sequential(nn.LSTM(3, 4, bidirectional=True)))["0"]
+        >>> layer.in_channels, layer.out_channels, layer.channel_dim, layer.num_projections
+        (3, 4, -1, 32)
+    """
+
+    layer: nn.Module
+    weights: dict[str, WeightRef]
+
+    @property
+    def channel_dim(self) -> int:
+        """Where input and output hold their channels, counted from the end, batched or not."""
+        first = next(iter(self.weights.values()))
+        return first.channel_dim if first.is_observable else -1
+
+    @property
+    def in_channels(self) -> int:
+        """Features of the input, or channels."""
+        return self._size("in_channels", "in_features", "in1_features", "input_size", "embed_dim")
+
+    @property
+    def out_channels(self) -> int:
+        """Features of the output, or channels; of a bidirectional layer, those of one direction."""
+        return self._size("out_channels", "out_features", "proj_size", "hidden_size", "embed_dim")
+
+    @property
+    def num_projections(self) -> int:
+        """Number of weight vectors that meet the input: rows of :meth:`input_units`."""
+        first = next(iter(self.weights.values()))
+        return self.out_channels if first.is_observable else len(self.input_units(self.units()))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What the layer adds to its preactivation, a value a channel."""
+        holder = self.layer.out_proj if isinstance(self.layer, nn.MultiheadAttention) else self.layer
+        return holder.bias.detach() if isinstance(holder.bias, Tensor) else None
+
+    @torch.no_grad()
+    def units(self) -> dict[str, Tensor]:
+        """Return every weight as the layer uses it now, with a row a unit; nothing of the layer changes."""
+        with _at_rest(ref.layer for ref in self.weights.values()):
+            return {name: ref.units.detach() for name, ref in self.weights.items()}
+
+    def input_units(self, units: Mapping[str, Tensor]) -> Tensor:
+        """Return those of :meth:`units` that multiply the input, shape ``(num_projections, fan_in)``."""
+        reads_two = isinstance(self.layer, nn.Bilinear)
+        rows = [units[name] for name in _READ_THE_INPUT if name in units and not reads_two]
+        if isinstance(self.layer, nn.MultiheadAttention):
+            rows = [matrix[: self.layer.embed_dim] for matrix in rows]  # keys and values may come from elsewhere
+        if not rows:
+            return next(iter(units.values()))[:0, :1]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def expand_to_fan_in(self, per_channel: Tensor) -> Tensor:
+        """Shape a value of each input channel so that it broadcasts against :meth:`input_units`."""
+        if self.channel_dim == -1:
+            return per_channel.view(1, -1)
+        with _at_rest([self.layer]):
+            return self.weights["weight"].expand_to_fan_in(per_channel)
+
+    def _size(self, *names: str) -> int:
+        return next(int(size) for name in names if (size := getattr(self.layer, name, 0)))
+
+
+def observed_layers(
+    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> dict[str, ObservedLayer]:
+    """Return the layers of ``model`` that hold a weight chosen by the patterns, by name.
+
+    A module that is such a layer itself goes by the name of its type. Layers that are still lazy are left out.
+
+    Raises:
+        ValueError: As :func:`~lcw_lightning.weights.selection.select_weights` says.
+
+    Example:
+        >>> list(observed_layers(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.MultiheadAttention(3, 1))))
+        ['0', '2']
+    """
+    layers: dict[str, ObservedLayer] = {}
+    for name, ref in select_weights(model, include, exclude).items():
+        path = name.rpartition(".")[0]
+        owner = model.get_submodule(path.rpartition(".")[0])
+        layer, weight = ref.layer, ref.name
+        if isinstance(owner, nn.MultiheadAttention) and layer is owner.out_proj:  # which it reads without calling it
+            layer, weight, path = owner, f"out_proj.{ref.name}", path.rpartition(".")[0]
+        if not (isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params()):
+            layers.setdefault(path or type(layer).__name__, ObservedLayer(layer, {})).weights[weight] = ref
+    return layers
+
+
+@contextmanager
+def _at_rest(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Put parametrizations in evaluation mode: torch's spectral norm moves on at every look in training mode."""
+    held = [child for layer in layers for name, child in layer.named_children() if name == "parametrizations"]
+    training = [module for parametrizations in held for module in parametrizations.modules() if module.training]
+    for module in training:
+        vars(module)["training"] = False  # past Module.__setattr__, which is slow
+    try:
+        yield
+    finally:
+        for module in training:
+            vars(module)["training"] = True

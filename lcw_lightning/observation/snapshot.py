@@ -1,0 +1,119 @@
+"""What one training step shows of every layer: its statistics, and values for box plots."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lcw_lightning.observation.hooks import Quantity, observe
+from lcw_lightning.observation.moments import ChannelSums, NetworkMoments, Series
+from lcw_lightning.observation.observed_layers import ObservedLayer
+from lcw_lightning.observation.samples import ValueSamples
+from lcw_lightning.observation.statistics import WeightFacts, network_statistics
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot:
+    """Watch layers for the length of a block, then read their statistics.
+
+    Args:
+        layers: By name, as :func:`~lcw_lightning.observation.observed_layers.observed_layers` gives them.
+        device: Where they compute.
+        gradient_unit: What multiplies the gradients in this backward pass; statistics are of gradients without it.
+        with_values: Keep a sample of values too.
+
+    Example:
+        >>> from torch import nn
+        >>> from lcw_lightning.observation.observed_layers import observed_layers
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2))
+        >>> snapshot = Snapshot(observed_layers(network))
+        >>> with snapshot.watching():
+        ...     network(torch.rand(8, 4)).square().sum().backward()
+        >>> {name: len(statistics) for name, statistics in snapshot.statistics().items()}
+        {'0': 11, '2': 11}
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, ObservedLayer],
+        device: torch.device | str = "cpu",
+        gradient_unit: float = 1.0,
+        with_values: bool = False,
+    ) -> None:
+        self.layers = layers
+        self.gradient_unit = gradient_unit
+        self.moments = NetworkMoments(layers).to(device)
+        self.channels = {
+            (name, is_input): (layer.in_channels if is_input else layer.out_channels, layer.channel_dim)
+            for name, layer in layers.items()
+            for is_input in (True, False)
+        }
+        self.sums: dict[tuple[str, Series], ChannelSums] = {}
+        self.inputs: dict[str, ChannelSums] = {}
+        self.facts: dict[str, WeightFacts] = {}
+        self.samples = ValueSamples(list(layers)).to(device) if with_values else None
+        self.seen: dict[tuple[str, Quantity], list[Tensor]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the layers within the block; there are hooks then only."""
+        with observe({name: layer.layer for name, layer in self.layers.items()}, self._observe):
+            yield
+
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """Return the statistics of the layers that were called, in the order of their first calls.
+
+        Every rank must take part, and all get those of the union of their batches.
+        """
+        forward_order = list(self.facts)
+        for name in self.layers.keys() - self.facts.keys():  # another rank may have called it
+            self.facts[name] = WeightFacts.of(self.layers[name], self.layers[name].units())
+        self.moments.update(self.sums)
+        found = network_statistics(self.moments, self.layers, self.facts)
+        for statistics in found.values():
+            if "gradient_std" in statistics:
+                statistics["gradient_std"] /= self.gradient_unit
+        return {name: found[name] for name in (*forward_order, *found) if name in found}
+
+    def values(self) -> dict[tuple[str, Quantity], Tensor]:
+        """Return the :class:`~lcw_lightning.observation.samples.ValueSamples`; every rank must take part."""
+        assert self.samples is not None, "the snapshot was made without values"
+        self.samples.update(self.seen)
+        found = self.samples.compute()
+        for (name, quantity), sample in found.items():
+            if quantity == "input":  # of which a narrow layer has fewer units than there is room for
+                found[name, quantity] = sample[: self.layers[name].in_channels]
+        return {key: sample / (self.gradient_unit if "gradient" in key[1] else 1.0) for key, sample in found.items()}
+
+    @torch.no_grad()
+    def _observe(self, name: str, quantity: Quantity, values: Tensor) -> None:
+        num_channels, channel_dim = self.channels[name, "input" in quantity]
+        sums = ChannelSums.of(values, num_channels, channel_dim, count_zeros=quantity == "input")
+        self._add(name, quantity, sums)
+        if quantity == "input":
+            self.inputs[name] = sums
+        elif quantity == "preactivation" and name in self.inputs:
+            # Only now: a hook of others may have rescaled the weight before the layer used it.
+            self._add(name, "projection", self._projections(name, self.inputs[name]))
+        if self.samples is not None and (part := self.samples.part(name, quantity, values, channel_dim)) is not None:
+            self.seen.setdefault((name, quantity), []).append(part)
+
+    def _projections(self, name: str, sums: ChannelSums) -> ChannelSums:
+        """Return the sums of w_i a, from those of a."""
+        layer = self.layers[name]
+        units = layer.units()
+        if name not in self.facts:
+            self.facts[name] = WeightFacts.of(layer, units)
+        rows = layer.input_units(units)
+        # The sum overflows float16, to which autocast would also turn the operands of a product.
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        with torch.autocast(rows.device.type, enabled=False):
+            projected = torch.linalg.vecdot(rows.to(dtype), layer.expand_to_fan_in(sums.total).to(dtype)).double()
+        unknown = torch.zeros_like(projected)
+        return ChannelSums(sums.number, projected, squares=unknown, zeros=unknown)
+
+    def _add(self, name: str, series: Series, sums: ChannelSums) -> None:
+        before = self.sums.get((name, series))
+        self.sums[name, series] = sums if before is None else before.plus(sums)

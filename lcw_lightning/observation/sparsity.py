@@ -1,0 +1,120 @@
+"""How many of a network's activations are exactly zero, over a whole data set."""
+
+import math
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torchmetrics import Metric
+
+from lcw_lightning.observation.hooks import Quantity, observe
+from lcw_lightning.observation.observed_layers import observed_layers
+
+__all__ = ["ActivationSparsity", "ZeroFractions", "is_compiled"]
+
+
+class ZeroFractions(Metric):
+    """Fraction of exact zeros of each of several layers' activations, over all batches and all ranks.
+
+    Args:
+        num_layers: How many.
+
+    Example:
+        >>> fractions = ZeroFractions(2)
+        >>> fractions.update(torch.tensor([6, 8]), torch.tensor([10, 10]))
+        >>> fractions.update(torch.tensor([0, 2]), torch.tensor([2, 10]))
+        >>> fractions.compute().view(-1).tolist()
+        [0.5, 0.5]
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(2, num_layers, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nonzeros: Tensor, sizes: Tensor) -> None:
+        """Add what was counted, integers of shape ``(num_layers,)``: activations other than zero, and all."""
+        self.counts += torch.stack((nonzeros, sizes))
+
+    def compute(self) -> Tensor:
+        """Return the fractions in float64, on the CPU; NaN where nothing was counted."""
+        nonzeros, sizes = self.counts.cpu().double()
+        return torch.div(sizes - nonzeros, sizes)
+
+
+class ActivationSparsity:
+    """Count the exact zeros in the activations that layers take as input, for as many batches as there are.
+
+    The layer that is called first is left out: its input is the data. So are layers in a
+    :class:`torch.nn.TransformerEncoderLayer`, whose fused inference calls none of them, but not with hooks on them.
+
+    Args:
+        model: Has layers, in evaluation mode.
+        chosen: The layers to count, by name, from
+            :func:`~lcw_lightning.observation.observed_layers.observed_layers`.
+        device: Where they compute.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.Threshold(9.0, 0.0), nn.Linear(3, 2)).eval()
+        >>> sparsity = ActivationSparsity(network, chosen=["0", "2"])
+        >>> for inputs in torch.rand(2, 8, 4):
+        ...     with sparsity.watching():
+        ...         _ = network(inputs)
+        >>> sparsity.by_layer()
+        {'2': 1.0}
+    """
+
+    def __init__(self, model: nn.Module, chosen: Container[str], device: torch.device | str = "cpu") -> None:
+        encoders = [part for part in model.modules() if isinstance(part, nn.TransformerEncoderLayer)]
+        fused = {part for encoder in encoders for part in encoder.modules()}
+        layers = {name: observed.layer for name, observed in observed_layers(model).items()}
+        self.layers = {name: layer for name, layer in layers.items() if layer not in fused}
+        self.chosen = chosen
+        self.device = device
+        self.first: str | None = None
+        self.nonzeros: dict[str, Tensor] = {}
+        self.sizes: dict[str, int] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count within the block; there are hooks then only."""
+        with observe(self.layers, self._observe):
+            yield
+
+    def by_layer(self) -> dict[str, float]:
+        """Return the fraction of zeros in each chosen layer's inputs, in forward order.
+
+        Every rank must take part, and all get those of the union of their batches.
+        """
+        names = list(self.layers)
+        nothing = torch.zeros((), dtype=torch.int64, device=self.device)
+        fractions = ZeroFractions(len(names)).to(self.device)
+        nonzeros = torch.stack([self.nonzeros.get(name, nothing) for name in names])
+        sizes = torch.tensor([self.sizes.get(name, 0) for name in names], device=self.device)
+        fractions.update(nonzeros, sizes)
+        values = dict(zip(names, fractions.compute().view(-1).tolist(), strict=True))
+        forward_order = dict.fromkeys((*self.sizes, *names))  # another rank may have called more
+        return {name: values[name] for name in forward_order if not math.isnan(values[name])}
+
+    def _observe(self, name: str, quantity: Quantity, values: Tensor) -> None:
+        if quantity != "input":
+            return
+        if self.first is None:
+            self.first = name
+        if name == self.first or name not in self.chosen:
+            return
+        # Four times as fast on a CPU as torch.count_nonzero, and exact as it is.
+        nonzeros = values.bool().sum()
+        self.nonzeros[name] = self.nonzeros[name] + nonzeros if name in self.nonzeros else nonzeros
+        self.sizes[name] = self.sizes.get(name, 0) + values.numel()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether torch has compiled ``model`` or a part of it, in place or by a wrapper."""
+    by_lightning = getattr(model, "_compiler_ctx", None) is not None
+    wrapped = any(isinstance(part, OptimizedModule) for part in model.modules())
+    return by_lightning or wrapped or any(part._compiled_call_impl is not None for part in model.modules())

@@ -1,0 +1,194 @@
+"""Which layers hold weights that can be constrained, and where their output units and input channels lie."""
+
+import math
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+__all__ = [
+    "WEIGHT_NAMES",
+    "WeightRef",
+    "exchange_channels",
+    "named_weights",
+]
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Linear: 0}
+SPATIAL_DIMS |= {kind: dims for kinds in (CONVOLUTIONS, TRANSPOSED) for dims, kind in enumerate(kinds, start=1)}
+WEIGHT_NAMES: dict[type[nn.Module], str] = {
+    **dict.fromkeys(SPATIAL_DIMS, "weight"),
+    nn.Bilinear: "weight",
+    nn.RNNBase: "weight_*",
+    nn.RNNCellBase: "weight_*",
+    nn.MultiheadAttention: "*_proj_weight",
+}
+"""Glob of the names of the weights that a layer type holds: all but embeddings, norms and biases."""
+
+
+class WeightRef(NamedTuple):
+    """A weight by its owner and attribute name.
+
+    A unit is a row of a weight matrix (of a Linear, of a gate, of a query), a slice of a Bilinear weight, or the
+    kernel of one output channel over the input channels of its group (paper, Section 3.2): ``fan_in`` numbers.
+
+    Example:
+        >>> ref = WeightRef(nn.Conv2d(8, 6, kernel_size=3, groups=2), "weight")
+        >>> ref.num_channels, ref.num_units, ref.fan_in, ref.channel_dim
+        (8, 6, 36, -3)
+    """
+
+    layer: nn.Module
+    name: str
+
+    @property
+    def is_observable(self) -> bool:
+        """Whether the layer is called to map one input by this weight, so that hooks on it see both sides.
+
+        So it is for Linear and convolutions. Recurrent layers keep their inner states to themselves, and attention
+        reads its output projection without calling it.
+        """
+        called = not isinstance(self.layer, NonDynamicallyQuantizableLinear)
+        return called and isinstance(self.layer, tuple(SPATIAL_DIMS))
+
+    @property
+    def transposed_groups(self) -> int:
+        """Groups of a transposed convolution; 0 for other layers."""
+        return self.layer.groups if isinstance(self.layer, TRANSPOSED) else 0
+
+    @property
+    def value(self) -> Tensor:
+        """The weight as the layer uses it now; a parametrization is evaluated anew."""
+        weight: Tensor = getattr(self.layer, self.name)
+        return weight
+
+    @property
+    def units(self) -> Tensor:
+        """The weight as a matrix with a row a unit, shape ``(num_units, fan_in)``."""
+        groups = self.transposed_groups
+        return (exchange_channels(self.value, groups) if groups else self.value).flatten(1)
+
+    @property
+    def num_units(self) -> int:
+        """Rows of :attr:`units`, such as the output channels of a convolution."""
+        return self.units.shape[0]
+
+    @property
+    def fan_in(self) -> int:
+        """Weights per unit; 0 while the layer is lazy."""
+        return 0 if is_lazy(self.value) else self.units.shape[1]
+
+    @property
+    def num_channels(self) -> int:
+        """Input features of a Linear, input channels of a convolution."""
+        return int(getattr(self.layer, "in_channels" if self.channel_dim < -1 else "in_features"))
+
+    @property
+    def channel_dim(self) -> int:
+        """Where inputs and outputs of an observable layer hold their channels, counted from the end, batched or not."""
+        return -1 - next(dims for kind, dims in SPATIAL_DIMS.items() if isinstance(self.layer, kind))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer trains: the weight itself, or its parametrization's originals."""
+        originals = f"parametrizations.{self.name}."
+        named = self.layer.named_parameters()
+        return [parameter for name, parameter in named if name == self.name or name.startswith(originals)]
+
+    @torch.no_grad()
+    def assign_(self, value: Tensor) -> None:
+        """Write the weight in place, through the right inverse of its parametrization where it has one.
+
+        Torch's own ``layer.weight = value`` exchanges the storage of the original, after which DDP waits forever for
+        its gradient.
+
+        Raises:
+            ValueError: A parametrization that has no right inverse.
+        """
+        if not parametrize.is_parametrized(self.layer, self.name):
+            self.value.copy_(value)
+            return
+        held: Any = self.layer.parametrizations[self.name]  # type: ignore[index]
+        originals = value
+        for parametrization in reversed(held):
+            if not hasattr(parametrization, "right_inverse"):
+                raise ValueError(
+                    f"{type(parametrization).__name__} has no right_inverse, so no weight can be assigned."
+                )
+            originals = parametrization.right_inverse(originals)
+        if held.is_tensor:
+            held.original.copy_(originals)
+        else:
+            for number, original in enumerate(originals):
+                getattr(held, f"original{number}").copy_(original)
+
+    def expand_to_fan_in(self, per_channel: Tensor) -> Tensor:
+        """Repeat a value of each input channel over the kernel, for every unit that sees the channel.
+
+        Args:
+            per_channel: One value an input channel of an observable layer, shape ``(num_channels,)``.
+
+        Returns:
+            Shape ``(num_units, fan_in)``, or ``(1, fan_in)`` without groups: broadcasts against :attr:`units`.
+        """
+        kernel_area = math.prod(getattr(self.layer, "kernel_size", ()))
+        groups = per_channel.view(getattr(self.layer, "groups", 1), -1).repeat_interleave(kernel_area, dim=1)
+        return groups if len(groups) == 1 else groups.repeat_interleave(self.num_units // len(groups), dim=0)
+
+    def expand_to_weight(self, per_unit: Tensor) -> Tensor:
+        """Shape a value of each unit, or one for all, so that it broadcasts against :attr:`value`."""
+        column, groups = per_unit.view(-1, *[1] * (self.value.dim() - 1)), self.transposed_groups
+        if not groups or len(per_unit) == 1:
+            return column
+        return exchange_channels(column.expand(-1, len(self.value) // groups, *column.shape[2:]), groups)
+
+
+def exchange_channels(weight: Tensor, groups: int) -> Tensor:
+    """Turn a transposed convolution's weight into that of a convolution with a unit a row, and back.
+
+    Args:
+        weight: Shape ``(in_channels, out_channels // groups, *kernel)``.
+        groups: Of the convolution.
+
+    Returns:
+        Shape ``(out_channels, in_channels // groups, *kernel)``. The function is its own inverse.
+
+    Example:
+        >>> exchange_channels(torch.zeros(6, 4, 3, 3), groups=2).shape
+        torch.Size([8, 3, 3, 3])
+    """
+    by_group = weight.view(groups, len(weight) // groups, *weight.shape[1:])
+    return by_group.transpose(1, 2).flatten(0, 1)
+
+
+def named_weights(model: nn.Module, remove_duplicate: bool = True) -> dict[str, WeightRef]:
+    """Return every constrainable weight by its name ``layer.weight``, in the order of ``model.named_modules()``.
+
+    These are the weights of Linear, Bilinear, convolutions and transposed convolutions (grouped and depthwise too),
+    the input and recurrent weights of RNN, LSTM, GRU and their cells, and the projections of MultiheadAttention.
+    Embeddings and norms are left out. A module in several places has its first name, without ``remove_duplicate`` all.
+
+    Example:
+        >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GRUCell(3, 2))))
+        ['0.weight', '2.weight_ih', '2.weight_hh']
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name: WeightRef(module, name)
+        for prefix, module in model.named_modules(remove_duplicate=remove_duplicate)
+        for name in _weight_names(module)
+    }
+
+
+def _weight_names(module: nn.Module) -> list[str]:
+    pattern = next((names for kind, names in WEIGHT_NAMES.items() if isinstance(module, kind)), "")
+    held = [name for name, parameter in module._parameters.items() if parameter is not None]
+    # Hooks such as the old weight_norm compute a weight from parameters with such suffixes.
+    suffixes = ("_orig", "_g", "_v")
+    computed = [name.rpartition("_")[0] if name.endswith(suffixes) else name for name in held]
+    names = dict.fromkeys([*computed, *getattr(module, "parametrizations", {})])
+    return [name for name in names if fnmatchcase(name, pattern)]

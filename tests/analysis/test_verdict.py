@@ -1,0 +1,158 @@
+"""The verdict on made-up statistics, whose decades are known."""
+
+import math
+
+import pytest
+
+from lcw_lightning.analysis.verdict import Condition, findings
+
+HEALTHY = {
+    "input_mean": 0.4,
+    "shift_ratio": 0.7,
+    "preactivation_std": 1.0,
+    "gradient_std": 0.01,
+    "sparsity": 0.5,
+    "dead_units": 0.0,
+    "constraint_residual": 3.0,
+}
+
+
+def layers(count=5, **changes):
+    """Healthy layers 'l0', 'l1' ..., but for what is given by statistic: one number for all or a list."""
+    rows = {f"l{n}": dict(HEALTHY) for n in range(count)}
+    for name, given in changes.items():
+        for n, row in enumerate(rows.values()):
+            row[name] = given[n] if isinstance(given, list) else given
+    return rows
+
+
+def says(statistics, *args, **kwargs):
+    return [finding.says for finding in findings(statistics, *args, **kwargs)]
+
+
+def advice(statistics, *args, **kwargs):
+    return " ".join(line for finding in findings(statistics, *args, **kwargs) for line in finding.advice)
+
+
+def test_of_a_healthy_network_nothing_is_said():
+    assert findings(layers()) == []
+    assert findings(layers(), Condition(zero_sum=["l0", "l3"]), loss=2.3) == []
+    assert findings(layers(1)) == []
+    assert findings({}) == []
+
+
+@pytest.mark.parametrize("lost", [1.9, 2.1, 12.0])
+def test_gradients_that_vanish_do_so_by_their_decades(lost):
+    stds = [10 ** (lost * (n - 4) / 4) for n in range(5)]
+    found = says(layers(gradient_std=stds))
+    assert len(found) == (lost > 2)
+    if found:
+        below = sum(lost * (4 - n) / 4 > 2 for n in range(5))
+        assert found[0].startswith(
+            f"Gradients vanish: the norm of dL/dz falls by {lost:.1f} decades from 'l4' back to 'l0'; it is below a "
+            f"hundredth of the last one's in {below} of 5 layers ('l0'"
+        )
+
+
+@pytest.mark.parametrize("won", [1.9, 2.1, 12.0])
+def test_gradients_that_explode_do_so_by_their_decades(won):
+    found = says(layers(gradient_std=[10 ** (won * (4 - n) / 4) for n in range(5)]))
+    assert len(found) == (won > 2)
+    if found:
+        assert f"the norm of dL/dz grows by {won:.1f} decades from 'l4' back to 'l0'" in found[0]
+
+
+def test_a_convolution_that_shares_its_gradient_out_among_positions_does_not_vanish():
+    stds = layers(3, gradient_std=[1e-3, 1e-2, 1.0])
+    positions = Condition(gradient_values={"l0": 10**6, "l1": 10**4, "l2": 1})
+    assert says(stds, positions) == []
+    assert "falls by 3.0 decades" in says(stds)[0]
+
+
+def test_branches_with_little_gradient_are_not_taken_for_depth():
+    (finding,) = findings(layers(gradient_std=[0.01, 1e-9, 0.01, 1e-9, 0.01]))
+    assert finding.says == (
+        "Gradients are small in places: the norm of dL/dz falls by 7.0 decades from 'l4' back to 'l1', and is the same "
+        "back to 'l0'; it is below a hundredth of the last one's in 2 of 5 layers ('l1', 'l3')."
+    )
+    assert "constrain" not in " ".join(finding.advice)
+
+
+def test_the_last_layer_that_the_loss_reaches_is_what_others_are_compared_with():
+    rows = layers(gradient_std=[1e-9, 1e-3, 1.0, 0.5, 1.0])
+    del rows["l4"]["gradient_std"]
+    assert "falls by 8.7 decades from 'l3' back to 'l0'" in says(rows)[0]
+
+
+@pytest.mark.parametrize(("factor", "verb"), [(1e3, "explode: their std grows"), (1e-3, "vanish: their std falls")])
+def test_preactivations_that_grow_or_fall(factor, verb):
+    found = says(layers(2, preactivation_std=[1.0, factor]))
+    assert found == [f"Preactivations {verb} by 3.0 decades from 'l0' to 'l1'."]
+    assert says(layers(2, preactivation_std=[1.0, factor ** (1 / 2)])) == []
+
+
+def test_activation_shift_names_the_worst_layers_first():
+    found = says(layers(shift_ratio=[0.1, 3.0, 50.0, 1.9, 2.1]))
+    assert found == [
+        "Activation shift in 3 of 5 layers: the means of the preactivations are up to 50 times their std, more than 2 "
+        "times in 'l2', 'l1', 'l4'; batch normalization right behind a layer takes it away."
+    ]
+
+
+def test_shift_of_the_last_layer_alone_is_no_matter():
+    assert says(layers(shift_ratio=[0.1, 0.1, 0.1, 0.1, 5.0])) == []
+    assert len(says(layers(1, shift_ratio=5.0))) == 1
+
+
+def test_a_shift_that_drowns_the_rest_is_a_shift():
+    """A deep sigmoid network: its last layers give every sample the same float32 numbers."""
+    rows = layers(shift_ratio=[0.5, 300.0, 1e5, math.inf, 3e8], preactivation_std=[1.0, 1e-2, 1e-5, 0.0, 1e-9])
+    found = says(rows)
+    assert any("Activation shift in 4 of 5 layers" in line for line in found)
+    assert not any("No signal" in line for line in found)
+
+
+def test_advice_fits_the_constraint():
+    shifted = layers(shift_ratio=9.0, gradient_std=[10.0 ** (n - 9) for n in range(5)])
+    assert "constrain the weights" in advice(shifted)
+    assert "constrain the weights" in advice(shifted, Condition(zero_sum=["l0", "l1"]))
+    constrained = advice(shifted, Condition(zero_sum=list(shifted)))
+    assert "constrain the weights" not in constrained
+    assert "normalize each input feature" in constrained
+
+
+def test_advice_fits_the_initialization():
+    vanishing = [10.0 ** (n - 9) for n in range(5)]
+    drawn = layers(gradient_std=vanishing, preactivation_std=0.1)
+    assert "minibatch_init_" in advice(drawn)
+    # What minibatch_init_ leaves: unit scale, activation shift included.
+    shift = [0.5, 3.0, 9.0, 30.0, 90.0]
+    rescaled = layers(gradient_std=vanishing, shift_ratio=shift, preactivation_std=[(1 + r * r) ** -0.5 for r in shift])
+    assert "minibatch_init_" not in advice(rescaled)
+
+
+@pytest.mark.parametrize(
+    ("dead", "sparsity", "values", "said"),
+    [
+        (0.0, 0.5, 1000, False),
+        (0.1, 0.5, 1000, False),
+        (0.3, 0.5, 1000, True),
+        (0.3, 0.5, 15, False),
+        (1.0, 1.0, 1000, True),
+        (0.9**16, 0.9, 16, False),
+        (0.9**16 + 0.3, 0.94, 16, True),
+    ],
+    ids=["none", "few", "many", "few-samples", "all", "by-chance", "more-than-by-chance"],
+)
+def test_dead_units_are_more_than_chance(dead, sparsity, values, said):
+    rows = layers(3, dead_units=[0.0, dead, 0.0], sparsity=sparsity)
+    found = says(rows, Condition(input_values=dict.fromkeys(rows, values)))
+    assert len(found) == said
+    if said:
+        assert found[0] == (
+            f"Dead units: {dead:.0%} of the inputs of 'l1' are zero on the whole batch, more than 10% in 'l1'."
+        )
+
+
+def test_zeros_in_the_data_are_no_dead_units():
+    assert says(layers(3, dead_units=[0.9, 0.0, 0.0], sparsity=[0.9, 0.5, 0.5])) == []

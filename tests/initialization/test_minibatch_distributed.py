@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import multiprocessing
+from torch.distributed.fsdp import fully_shard
+
+from lcw_lightning import MLP, ShiftedReLU, constrain, minibatch_init_
+from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_
+
+SEED, OTHER_SEED = 0, 1
+WEIGHTS = ("gaussian", "delta_orthogonal")
+
+
+def _inputs():
+    torch.manual_seed(2)
+    return torch.randn(2, 40, 12) * torch.tensor([1.0, 5.0]).view(2, 1, 1)
+
+
+def _network(seed):
+    torch.manual_seed(seed)
+    network = MLP(12, 5, depth=3, width=8, activation=lambda: ShiftedReLU(0.3))
+    constrain(network, exclude=["output.*"])
+    return network
+
+
+def _drawn(seed, inputs, weights):
+    return edge_of_chaos_init_(_network(seed), inputs, weights=weights).state_dict()
+
+
+def _initialize_on_rank(rank, folder):
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    inputs = _inputs()[rank]
+    found = {weights: _drawn((SEED, OTHER_SEED)[rank], inputs, weights) for weights in WEIGHTS}
+    found["minibatch"] = minibatch_init_(_network(SEED), inputs).state_dict()
+    with pytest.raises(ValueError, match="sharded") as refusal:
+        edge_of_chaos_init_(fully_shard(_network(SEED)), inputs)
+    torch.save(found | {"refusal": str(refusal.value)}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two ranks ended with, each on a batch of its own."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(_initialize_on_rank, (folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def test_two_ranks_act_on_the_union_of_their_batches_and_end_bit_equal(ranks):
+    first, second = (found["minibatch"] for found in ranks)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for key, value in minibatch_init_(_network(SEED), _inputs().flatten(0, 1)).state_dict().items():
+        torch.testing.assert_close(first[key], value)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_two_ranks_take_the_draw_of_rank_0_matched_to_the_union_of_their_batches(weights, ranks):
+    first, second = (found[weights] for found in ranks)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for key, value in _drawn(SEED, _inputs().flatten(0, 1), weights).items():
+        torch.testing.assert_close(first[key], value)
+    alone = _drawn(OTHER_SEED, _inputs()[1], weights)
+    assert not any(torch.allclose(second[key], value) for key, value in alone.items())
+
+
+def test_a_sharded_network_is_refused(ranks):
+    assert (
+        "cannot draw 'hidden.0.linear.weight': it is sharded; call edge_of_chaos_init_() before" in ranks[0]["refusal"]
+    )
