@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
+
+from lcw_lightning.weights.restoring import unless_it_fails
 
 __all__ = ["describe_misfit", "load_all_or_nothing"]
 
@@ -26,16 +26,16 @@ def load_all_or_nothing(model: nn.Module, load: Callable[..., Any], *args: Any, 
         ValueError: The state dict does not fit; says in one message what.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(2, 1)
         >>> load_all_or_nothing(layer, layer.load_state_dict, {"weight": torch.ones(1, 2)})
         Traceback (most recent call last):
         ValueError: the state dict does not fit Linear, and nothing of it was loaded: Missing key(s) in state_dict: ...
     """
-    before = _snapshot(model)
     try:
-        return load(*args, **kwargs)
+        with unless_it_fails(model):
+            return load(*args, **kwargs)
     except Exception as error:
-        _restore(before)
         if problems := describe_misfit(error):
             raise ValueError(
                 f"the state dict does not fit {type(model).__name__}, and nothing of it was loaded: {problems} Build "
@@ -55,23 +55,3 @@ def describe_misfit(error: Exception) -> str:
     """
     _, found, problems = str(error).partition("loading state_dict for ")
     return textwrap.shorten(problems.partition(":")[2], 500, placeholder=" ...") if found else ""
-
-
-_Snapshot = list[tuple[dict[str, Any], str, Tensor, Tensor]]
-
-
-def _snapshot(model: nn.Module) -> _Snapshot:
-    return [
-        (tensors, name, tensor, tensor.detach().clone())
-        for module in model.modules()
-        for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None and not is_lazy(tensor)
-    ]
-
-
-@torch.no_grad()
-def _restore(before: _Snapshot) -> None:
-    for tensors, name, tensor, value in before:
-        tensor.copy_(value)
-        tensors[name] = tensor

@@ -10,12 +10,12 @@ from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
 from lcw_lightning.constraints.kinds import is_zero_sum
-from lcw_lightning.initialization.edge_of_chaos_plan import EdgeOfChaosLayer, Weights, edge_of_chaos_layers
+from lcw_lightning.initialization.edge_of_chaos_plan import Draw, EdgeOfChaosLayer, edge_of_chaos_layers
 from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
 from lcw_lightning.initialization.rescaling import assign_weight_, preactivation_moments, scale_weight_
 from lcw_lightning.observation.hooks import eager_mode
 from lcw_lightning.theory.gaussian import Function
-from lcw_lightning.weights.restoring import undisturbed
+from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
 
 __all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_"]
@@ -23,7 +23,7 @@ __all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_"]
 
 @contextmanager
 def draw_and_match_on_first_forward(
-    model: nn.Module, activation: Function | None = None, q: float = 1.0, weights: Weights = "gaussian"
+    model: nn.Module, activation: Function | None = None, q: float = 1.0, weights: Draw = "gaussian"
 ) -> Iterator[KeysView[str]]:
     """Draw the weights of ``model`` at once; the first layer that runs within the block matches its own to its input.
 
@@ -49,7 +49,7 @@ def edge_of_chaos_init_(
     *inputs: Any,
     activation: Function | None = None,
     q: float = 1.0,
-    weights: Weights = "gaussian",
+    weights: Draw = "gaussian",
 ) -> nn.Module:
     r"""Draw all weights and biases of ``model`` anew, so that it starts at the edge of chaos of its activation.
 
@@ -90,7 +90,8 @@ def edge_of_chaos_init_(
         ValueError: Before anything is drawn, for a bad setting, activations that differ or have no edge of chaos, a
             weight that is sharded, lazy, spectrally normalized or cannot be delta-orthogonal, a missing bias where
             biases have a variance, a model without weights to draw. Later, for a parametrization that cannot hold what
-            is drawn, and first inputs that are NaN, infinite, zero, or constant over what a zero-sum weight sees.
+            is drawn, and first inputs that are NaN, infinite, zero, or constant over what a zero-sum weight sees. In
+            every case the model is then as it was.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -99,7 +100,7 @@ def edge_of_chaos_init_(
         >>> print(f"{network[0](images).square().mean():.3f}")
         1.000
     """
-    with draw_and_match_on_first_forward(model, activation, q, weights) as waiting:
+    with unless_it_fails(model), draw_and_match_on_first_forward(model, activation, q, weights) as waiting:
         with undisturbed(model), torch.no_grad():
             model(*inputs)
         if waiting:
@@ -135,7 +136,7 @@ class _Matching:
 
 
 @torch.no_grad()
-def _draw(layers: Mapping[str, EdgeOfChaosLayer], weights: Weights) -> None:
+def _draw(layers: Mapping[str, EdgeOfChaosLayer], weights: Draw) -> None:
     drawn: set[int] = set()
     for name, (ref, sigma_w, sigma_b) in layers.items():
         parameters = {id(parameter) for parameter in ref.parameters}
@@ -147,7 +148,7 @@ def _draw(layers: Mapping[str, EdgeOfChaosLayer], weights: Weights) -> None:
             bias.copy_(sigma_b * _of_rank_zero(torch.randn(bias.shape, **_precise(bias))))
 
 
-def _unit_weight(ref: WeightRef, weights: Weights) -> Tensor:
+def _unit_weight(ref: WeightRef, weights: Draw) -> Tensor:
     """Draw a weight whose units have mean square norm 1."""
     if weights == "delta_orthogonal":
         rows = orthogonal_rows(ref.num_units, ref.num_channels, is_zero_sum(ref), **_precise(ref.value))

@@ -10,9 +10,9 @@ from lcw_lightning.theory.edge_of_chaos import edge_of_chaos_stds
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
-__all__ = ["EdgeOfChaosLayer", "Weights", "edge_of_chaos_layers", "only_activation"]
+__all__ = ["EdgeOfChaosLayer", "Draw", "edge_of_chaos_layers", "only_activation"]
 
-Weights = Literal["gaussian", "delta_orthogonal"]
+Draw = Literal["gaussian", "delta_orthogonal"]
 
 
 class EdgeOfChaosLayer(NamedTuple):
@@ -24,15 +24,15 @@ class EdgeOfChaosLayer(NamedTuple):
 
 
 def edge_of_chaos_layers(
-    model: nn.Module, activation: Function | None, q: float, weights: Weights
+    model: nn.Module, activation: Function | None, q: float, weights: Draw
 ) -> dict[str, EdgeOfChaosLayer]:
     """Return the Linear layers and convolutions whose weights require a gradient, by their weights' names.
 
     Raises:
         ValueError: As :func:`~lcw_lightning.edge_of_chaos_init_` says for what it does not draw.
     """
-    if weights not in get_args(Weights):
-        raise ValueError(f"edge_of_chaos_init_ knows weights {', '.join(get_args(Weights))}; got {weights!r}.")
+    if weights not in get_args(Draw):
+        raise ValueError(f"edge_of_chaos_init_ knows weights {', '.join(get_args(Draw))}; got {weights!r}.")
     refs = {
         name: ref
         for name, ref in named_weights(model).items()

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lcw_lightning.initialization.rescaling import computes_as_torch, is_scalable, rescale_layer_
 from lcw_lightning.observation.hooks import eager_mode
+from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = ["Granularity", "minibatch_init_", "rescale_on_first_forward"]
@@ -92,7 +93,7 @@ def minibatch_init_(
         The model itself.
 
     Raises:
-        ValueError: As :func:`rescale_on_first_forward` says.
+        ValueError: As :func:`rescale_on_first_forward` says. The model is then as it was.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -100,14 +101,9 @@ def minibatch_init_(
         >>> print(f"{minibatch_init_(layer, images)(images).std():.3f}")
         1.000
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad(), rescale_on_first_forward(model, target_std, granularity):
-            model(*inputs)
-    finally:
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    rescaling = rescale_on_first_forward(model, target_std, granularity)
+    with unless_it_fails(model), undisturbed(model), torch.no_grad(), rescaling:
+        model(*inputs)
     return model
 
 

@@ -1,12 +1,33 @@
-"""Leave a network as it was, whatever is drawn into it meanwhile."""
+"""Put a network back as it was, whatever happened to it meanwhile."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["restored", "undisturbed"]
+__all__ = ["restored", "undisturbed", "unless_it_fails"]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put the buffers of ``model`` (BatchNorm statistics among them) and the random number generators back at the end.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with undisturbed(norm):
+        ...     _ = norm(torch.rand(8, 2))
+        >>> norm.running_mean
+        tensor([0., 0.])
+    """
+    buffers = [_Saved(module._buffers, name) for module in model.modules() for name in module._buffers]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            _put_back(buffers)
 
 
 @contextmanager
@@ -23,60 +44,67 @@ def restored(network: nn.Module) -> Iterator[None]:
         >>> network.weight.tolist() == before
         True
     """
-    owners = [(module, dict(module._parameters)) for module in network.modules()]
-    kept = [_Kept(parameter) for parameter in network.parameters()]
+    parameters = [_Saved(module._parameters, name) for module in network.modules() for name in module._parameters]
+    gradients = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in network.parameters()]
     with undisturbed(network):
         try:
             yield
         finally:
-            for module, parameters in owners:
-                module._parameters.update(parameters)
-            for parameter in kept:
-                parameter.put_back()
-
-
-class _Kept:
-    """A parameter, and copies of what redrawing may change in place."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
-        self.requires_grad = parameter.requires_grad
-        self.tensors: list[tuple[Tensor, Tensor]] = []
-        self.data, self.grad = parameter.data, parameter.grad
-        for tensor in (self.data, self.grad):
-            if tensor is not None:
-                self.tensors.append((tensor, tensor.detach().clone()))
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for tensor, value in self.tensors:
-            tensor.copy_(value)
-        self.parameter.data, self.parameter.grad = self.data, self.grad
-        self.parameter.requires_grad_(self.requires_grad)
+            _put_back(parameters)
+            for parameter, gradient, value in gradients:
+                parameter.grad = gradient
+                if gradient is not None and value is not None:
+                    gradient.detach().copy_(value)
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the buffers of ``model`` (BatchNorm statistics among them) and the random number generators back at the end.
+def unless_it_fails(model: nn.Module) -> Iterator[None]:
+    """Let the block change parameters and buffers of ``model``; if it raises, put them back, bit for bit.
+
+    Takes memory for a copy of the model until the block ends.
 
     Example:
-        >>> norm = nn.BatchNorm1d(2)
-        >>> with undisturbed(norm):
-        ...     _ = norm(torch.rand(8, 2))
-        >>> norm.running_mean
-        tensor([0., 0.])
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> before = layer.weight.tolist()
+        >>> try:
+        ...     with unless_it_fails(layer):
+        ...         _ = nn.init.zeros_(layer.weight)
+        ...         raise ValueError
+        ... except ValueError:
+        ...     layer.weight.tolist() == before
+        True
     """
-    before = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    holders = [tensors for module in model.modules() for tensors in (module._parameters, module._buffers)]
+    saved = [_Saved(tensors, name) for tensors in holders for name in tensors]
     try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, value in before:
-                module._buffers[name] = buffer.copy_(value)
+        yield
+    except BaseException:
+        _put_back(saved)
+        raise
+
+
+class _Saved:
+    """One parameter or buffer: which tensor it is, where its memory is, and a copy of its values."""
+
+    def __init__(self, holder: dict[str, Tensor | None] | dict[str, nn.Parameter | None], name: str) -> None:
+        self.holder: dict[str, Tensor | None] = holder  # type: ignore[assignment]
+        self.name = name
+        self.tensor = holder[name]
+        self.values: Tensor | None = None  # of a lazy tensor there are none
+        if self.tensor is not None and not is_lazy(self.tensor):
+            self.requires_grad = self.tensor.requires_grad
+            self.data = self.tensor.data
+            self.values = self.tensor.detach().clone()
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        self.holder[self.name] = self.tensor
+        if self.tensor is not None and self.values is not None:
+            self.data.copy_(self.values)
+            self.tensor.data = self.data
+            self.tensor.requires_grad_(self.requires_grad)
+
+
+def _put_back(saved: list[_Saved]) -> None:
+    for tensor in saved:
+        tensor.put_back()

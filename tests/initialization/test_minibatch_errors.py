@@ -32,10 +32,12 @@ def test_buffers_come_back_after_an_error_too():
         ),
     ],
 )
-def test_what_cannot_be_scaled_is_named(network, inputs, message):
+def test_what_cannot_be_scaled_is_named_and_the_network_stays_as_it_was(network, inputs, message):
+    before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         minibatch_init_(network, inputs)
     assert not network[0]._forward_pre_hooks
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 class OneWay(nn.Module):

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from lcw_lightning.observation.hooks import eager_mode, observe
-from lcw_lightning.weights.restoring import undisturbed
 
 
 class Recorder(dict):
@@ -247,40 +246,6 @@ def test_packed_sequences_show_their_data():
     assert torch.equal(recorder["layer", "preactivation"][0], output.data.detach())
     assert recorder["layer", "preactivation_gradient"][0].shape == (7, 3)
     assert recorder["layer", "input_gradient"][0].shape == (7, 4)
-
-
-class Counting(nn.Module):
-    """Moves a buffer in place, replaces another, and draws numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(2)
-        self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("cache", None)
-
-    def forward(self, inputs):
-        self.count = self.count + 1
-        return nn.functional.dropout(self.norm(inputs))
-
-
-def test_buffers_and_random_numbers_are_put_back_even_after_an_exception():
-    module, inputs = Counting(), torch.rand(8, 2)
-    before, random, count = copy.deepcopy(module.state_dict()), torch.get_rng_state(), module.count
-
-    def run():
-        with undisturbed(module):
-            module(inputs)
-            assert module.count == 1
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run()
-    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
-    assert module.count is count
-    assert torch.equal(torch.get_rng_state(), random)
-    module(inputs)  # a control
-    assert not any(torch.equal(module.state_dict()[key], before[key]) for key in ("norm.running_mean", "count"))
-    assert not torch.equal(torch.get_rng_state(), random)
 
 
 def backend_calls(function, *contexts):
