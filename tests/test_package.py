@@ -16,9 +16,9 @@ def test_every_public_name_is_there_and_documented():
         assert getattr(lcw_lightning, name).__doc__, name
 
 
-def test_importing_changes_no_state_of_torch_or_logging():
+def test_importing_changes_no_state_of_torch_or_logging_and_loads_no_second_lightning():
     code = """
-import logging, random, torch, lightning
+import logging, random, sys, torch, lightning
 def state():
     return (torch.get_rng_state().tolist(), random.getstate(), torch.get_default_dtype(), torch.is_grad_enabled(),
             torch.get_num_threads(), len(logging.getLogger().handlers))
@@ -26,6 +26,7 @@ before = state()
 import lcw_lightning
 assert state() == before
 assert not logging.getLogger("lcw_lightning").handlers
+assert "pytorch_lightning" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

@@ -20,6 +20,7 @@ from lcw_lightning.callbacks.constraint_checks import (
     waits_for_configure_model,
 )
 from lcw_lightning.callbacks.overrides import override_method, restore_method
+from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.checkpoints.record import check_basis, check_kinds, save_constraints
 from lcw_lightning.constraints.constrain import constrain, constrained_weights, with_only_zero
@@ -107,7 +108,7 @@ class ConstraintCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         _restore_methods(pl_module)
-        if stage == "fit" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        if stage == "fit" and is_a(trainer.strategy.launcher, _MultiProcessingLauncher):
             # The worker's state dict goes back into the main process's module, which is plain.
             remove_constraints_(pl_module)
 

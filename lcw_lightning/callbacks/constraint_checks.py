@@ -6,10 +6,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
+from lcw_lightning.callbacks.twins import is_a, is_overridden
 from lcw_lightning.checkpoints.record import parametrization_key, saved_constraints, saved_projections
 from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.constraints.kinds import kind_of
@@ -38,7 +38,7 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule, callback: Call
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     for early in callbacks[: callbacks.index(callback)]:
-        if isinstance(early, _AVERAGING):
+        if is_a(early, *_AVERAGING):
             raise ValueError(
                 f"{type(early).__name__} copies the module in its setup, before ConstraintCallback constrains it; list "
                 "ConstraintCallback first."
@@ -46,8 +46,8 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule, callback: Call
     if named_weights(pl_module):
         return
     for averaging in callbacks:
-        calls_configure_model = isinstance(averaging, WeightAveraging) and is_overridden("configure_model", pl_module)
-        if isinstance(averaging, _AVERAGING) and not calls_configure_model:
+        calls_configure_model = is_a(averaging, WeightAveraging) and is_overridden("configure_model", pl_module)
+        if is_a(averaging, *_AVERAGING) and not calls_configure_model:
             raise ValueError(
                 f"{type(averaging).__name__} copies the module before its setup() or configure_model() builds the "
                 "layers; build them in __init__()."
@@ -60,7 +60,7 @@ def check_strategy(trainer: Trainer) -> None:
     Raises:
         ValueError: It keeps them in flat buffers, so that no weight can be held by projection.
     """
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+    if is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
         raise ValueError(
             f"method='project' centres the gradients of weights, but {type(trainer.strategy).__name__} flattens them; "
             "take ModelParallelStrategy (FSDP2) or DDP."
@@ -141,12 +141,12 @@ def is_complete(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Return whether the module is to be constrained now, before its own ``setup`` and ``configure_model``."""
     if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
         return True
-    averaged = any(isinstance(callback, _AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    averaged = any(is_a(callback, *_AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    sharded = is_a(trainer.strategy, ModelParallelStrategy)
     return (averaged or sharded) and bool(named_weights(pl_module))
 
 
 def waits_for_configure_model(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Return whether a module that is not complete may be constrained after ``configure_model``."""
     # ModelParallelStrategy asks for one of the module's own, and is right to say so itself.
-    return is_overridden("configure_model", pl_module) or not isinstance(trainer.strategy, ModelParallelStrategy)
+    return is_overridden("configure_model", pl_module) or not is_a(trainer.strategy, ModelParallelStrategy)

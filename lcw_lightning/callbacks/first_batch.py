@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from typing_extensions import override
 
+from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 from lcw_lightning.weights.selection import listed
 
@@ -43,7 +44,7 @@ class FirstBatchInit(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        finders = [c for c in trainer.callbacks if isinstance(c, LearningRateFinder)]  # type: ignore[attr-defined]
+        finders = [c for c in trainer.callbacks if is_a(c, LearningRateFinder)]  # type: ignore[attr-defined]
         if finders and self.is_active and stage == "fit" and _is_fresh(trainer, pl_module):
             warnings.warn(
                 f"LearningRateFinder tries its rates before the first batch initializes the weights; {self.by_hand} "

@@ -11,6 +11,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lcw_lightning.callbacks.twins import is_a
+
 __all__ = ["lay_out_charts", "log_histograms", "log_images", "log_scalars", "takes_images"]
 
 
@@ -26,7 +28,7 @@ def log_scalars(logger: Logger, scalars: Mapping[str, float], step: int) -> None
 
 def takes_images(logger: Logger) -> bool:
     """Return whether :func:`log_images` can log to it: TensorBoard, MLflow, or a ``log_image`` as W&B's logger has."""
-    return _writer(logger) is not None or isinstance(logger, MLFlowLogger) or hasattr(logger, "log_image")
+    return _writer(logger) is not None or is_a(logger, MLFlowLogger) or hasattr(logger, "log_image")
 
 
 def log_images(logger: Logger, images: Mapping[str, NDArray[np.uint8]], step: int) -> None:
@@ -35,7 +37,7 @@ def log_images(logger: Logger, images: Mapping[str, NDArray[np.uint8]], step: in
     for tag, image in images.items():
         if writer is not None:
             writer.add_image(tag, image, step, dataformats="HWC")
-        elif isinstance(logger, MLFlowLogger):
+        elif is_a(logger, MLFlowLogger):
             logger.experiment.log_image(logger.run_id, image, key=tag, step=step)
         elif hasattr(logger, "log_image"):
             logger.log_image(tag, [image], step=step)
@@ -67,4 +69,4 @@ def _prefix(logger: Logger) -> str:
 
 def _writer(logger: Logger) -> Any:
     """Return TensorBoard's SummaryWriter, or that of tensorboardX; None for other loggers."""
-    return logger.experiment if isinstance(logger, TensorBoardLogger) else None
+    return logger.experiment if is_a(logger, TensorBoardLogger) else None

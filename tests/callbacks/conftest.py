@@ -1,11 +1,10 @@
 """A Lightning project that was never written for this one."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -37,8 +36,8 @@ class Body(nn.Sequential):
         return inputs
 
 
-class Project(LightningModule):
-    """Builds its layers where ``build_in`` says; batches are (inputs, labels)."""
+class Project:
+    """A LightningModule but for its base; builds its layers where ``build_in`` says; batches are (inputs, labels)."""
 
     def __init__(self, build_in="__init__", optimizer_kwargs=None):
         super().__init__()
@@ -87,11 +86,21 @@ PROJECTS = {"__init__": Project, "setup": BuiltInSetup, "configure_model": Built
 
 
 @pytest.fixture
-def make_project():
+def lightning(request):
+    """The package that projects and trainers come from: lightning.pytorch, unless a test says pytorch_lightning."""
+    return import_module(getattr(request, "param", "lightning.pytorch"))
+
+
+@pytest.fixture
+def make_project(lightning):
     """Return a function that makes the project, its layers built in the named hook."""
+    classes = {
+        build_in: type(project.__name__, (project, lightning.LightningModule), {})
+        for build_in, project in PROJECTS.items()
+    }
 
     def make(build_in="__init__", **kwargs):
-        return PROJECTS[build_in](build_in, **kwargs)
+        return classes[build_in](build_in, **kwargs)
 
     return make
 
@@ -103,14 +112,18 @@ def loader():
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
+def make_trainer(lightning, tmp_path):
     """Return a function that makes a quiet CPU trainer."""
 
     def make(*callbacks, **kwargs):
-        settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False} | kwargs
-        return Trainer(
+        settings = {
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "default_root_dir": tmp_path,
+        } | kwargs
+        return lightning.Trainer(
             callbacks=list(callbacks),
-            default_root_dir=tmp_path,
             accelerator="cpu",
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -138,8 +151,8 @@ def ours(tmp_path):
 
 
 @pytest.fixture
-def logged(tmp_path):
-    return {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
+def logged(lightning, tmp_path):
+    return {"logger": lightning.loggers.CSVLogger(tmp_path), "log_every_n_steps": 1}
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lcw_lightning import ConstraintCallback, ShiftMonitor, constrain, load_from_checkpoint
 from lcw_lightning.constraints.constrain import constrained_weights
 
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
+
 SETTINGS = {
     "accumulated-gradients": {"accumulate_grad_batches": 3},
     "clipped-norm": {"gradient_clip_val": 0.1},
@@ -202,11 +204,13 @@ def test_a_constrained_checkpoint_does_not_fit_a_plain_run_and_says_so(make_proj
         make_trainer(ConstraintCallback("none")).test(make_project(), loader, ckpt_path=tmp_path / "run.ckpt")
 
 
+@both
 def test_fit_test_and_predict_see_the_same_weights(ours, logged, make_project, make_trainer, loader):
     project, trainer = make_project(), make_trainer(*ours(), **logged)
     trainer.fit(project, loader)
     trained = {key: value.clone() for key, value in project.state_dict().items()}
     trainer.test(project, loader, verbose=False)
+    assert trainer.callback_metrics["test/sparsity"] == 0  # no sigmoid gives an exact zero
     predictions = torch.cat(trainer.predict(project, loader))
     assert all(torch.equal(value, trained[key]) for key, value in project.state_dict().items())
     assert torch.equal(predictions, torch.cat([project(batch[0]) for batch in loader]))

@@ -5,11 +5,6 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
 from torch import nn
 
 from lcw_lightning import ConstraintCallback, constrain
@@ -31,59 +26,68 @@ def test_callbacks_at_work_can_be_copied_with_the_module(residual, ours, make_pr
 
 
 AVERAGES = {
-    "ema": lambda: EMAWeightAveraging(decay=0.5),
-    "swa": lambda: StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1),
+    "ema": lambda lightning: lightning.callbacks.EMAWeightAveraging(decay=0.5),
+    "swa": lambda lightning: lightning.callbacks.StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1),
 }
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 averages = pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
 
 
+@both
 @averages
 @pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
-def test_averages_are_zero_sum_and_trained(residual, average, build_in, ours, make_project, make_trainer, loader):
+def test_averages_are_zero_sum_and_trained(
+    residual, average, build_in, ours, lightning, make_project, make_trainer, loader
+):
     project = make_project(build_in)
     if build_in != "__init__":
         project.build()  # overrides the hook, but has its layers before
     constrained = make_project()
     constrain(constrained)
-    make_trainer(*ours(), average(), max_epochs=3).fit(project, loader)
+    make_trainer(*ours(), average(lightning), max_epochs=3).fit(project, loader)
     assert residual(project) < 1e-6
     assert len(constrained_weights(project)) == 3
     assert (project.head.weight - constrained.head.weight).abs().max() > 1e-2
 
 
+@both
 @averages
-def test_an_average_that_copies_the_module_too_early_is_named(average, make_project, make_trainer, loader):
+def test_an_average_that_copies_the_module_too_early_is_named(average, lightning, make_project, make_trainer, loader):
     with pytest.raises(ValueError, match=r"Averaging copies the module in its setup.*list ConstraintCallback first"):
-        make_trainer(average(), ConstraintCallback()).fit(make_project(), loader)
+        make_trainer(average(lightning), ConstraintCallback()).fit(make_project(), loader)
 
 
-@pytest.mark.parametrize(
-    ("average", "build_in"), [("swa", "setup"), ("swa", "configure_model"), ("ema", "setup")], ids="-".join
-)
-def test_an_average_of_layers_that_do_not_exist_yet_is_refused(average, build_in, make_project, make_trainer, loader):
-    average = AVERAGES[average]()
+@both
+@pytest.mark.parametrize(("average", "build_in"), [("swa", "setup"), ("swa", "configure_model"), ("ema", "setup")])
+def test_an_average_of_layers_that_do_not_exist_yet_is_refused(
+    average, build_in, lightning, make_project, make_trainer, loader
+):
+    average = AVERAGES[average](lightning)
     with pytest.raises(ValueError, match=r"before its setup\(\) or configure_model\(\) builds the layers"):
         make_trainer(ConstraintCallback(), average).fit(make_project(build_in), loader)
 
 
 @pytest.mark.parametrize("hook", ["setup", "configure_model"])
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
-def test_a_layer_that_comes_after_the_average_is_named(hook, make_project, make_trainer, loader):
+def test_a_layer_that_comes_after_the_average_is_named(hook, lightning, make_project, make_trainer, loader):
     project = make_project()
     setattr(project, hook, lambda **stage: setattr(project, "head", nn.Linear(16, 3)))
     with pytest.raises(ValueError, match=r"'head\.weight' came after the module was constrained"):
-        make_trainer(ConstraintCallback(), AVERAGES["ema"]()).fit(project, loader)
+        make_trainer(ConstraintCallback(), AVERAGES["ema"](lightning)).fit(project, loader)
 
 
+@both
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
-def test_ema_of_layers_built_in_configure_model_resumes_bit_exactly(make_project, make_trainer, loader, tmp_path):
+def test_ema_of_layers_built_in_configure_model_resumes_bit_exactly(
+    lightning, make_project, make_trainer, loader, tmp_path
+):
     def callbacks(*more):
-        return [ConstraintCallback(), EMAWeightAveraging(decay=0.5), *more]
+        return [ConstraintCallback(), AVERAGES["ema"](lightning), *more]
 
     whole, resumed = make_project("configure_model"), make_project("configure_model")
     make_trainer(*callbacks(), max_epochs=3).fit(whole, loader)
-    first = make_trainer(*callbacks(ModelCheckpoint(tmp_path / "run")), enable_checkpointing=True)
+    first = make_trainer(*callbacks(lightning.callbacks.ModelCheckpoint(tmp_path / "run")), enable_checkpointing=True)
     first.fit(make_project("configure_model"), loader)
     path = first.checkpoint_callback.best_model_path
     make_trainer(*callbacks(), max_epochs=3).fit(resumed, loader, ckpt_path=path)

@@ -8,12 +8,14 @@ from lcw_lightning.constraints.constrain import constrained_weights
 
 ALL = dict.fromkeys(["body.0.weight", "body.2.weight", "head.weight"], "lcw")
 hooks = pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
 
 def residual(layer):
     return (layer.weight.sum(1).abs() / layer.weight.norm(dim=1)).max()
 
 
+@both
 @hooks
 def test_fit_trains_zero_sum_weights_wherever_layers_are_built(build_in, make_project, make_trainer, loader):
     project = make_project(build_in)
@@ -25,6 +27,7 @@ def test_fit_trains_zero_sum_weights_wherever_layers_are_built(build_in, make_pr
     assert (project.head.weight - plain.head.weight).abs().max() > 1e-2
 
 
+@both
 @hooks
 @pytest.mark.parametrize("run", ["validate", "test", "predict"])
 def test_other_runs_constrain_too(run, build_in, make_project, make_trainer, loader):
@@ -33,6 +36,7 @@ def test_other_runs_constrain_too(run, build_in, make_project, make_trainer, loa
     assert constrained_weights(project) == ALL
 
 
+@both
 @hooks
 def test_nothing_of_the_callback_stays_on_the_module(build_in, make_project, make_trainer, loader):
     project = make_project(build_in)
@@ -40,6 +44,7 @@ def test_nothing_of_the_callback_stays_on_the_module(build_in, make_project, mak
     assert not {"configure_model", "load_state_dict", "on_load_checkpoint"} & set(vars(project))
 
 
+@both
 def test_a_hook_that_the_user_set_on_the_instance_stays(make_project, make_trainer, loader):
     project, calls = make_project(), []
     project.configure_model = lambda: calls.append("called")
@@ -76,6 +81,7 @@ def test_kind_none_trains_the_plain_module(make_project, make_trainer, loader):
         assert torch.equal(ours, theirs)
 
 
+@both
 @hooks
 def test_two_callbacks_share_a_module_by_patterns(build_in, make_project, make_trainer, loader):
     project = make_project(build_in)
@@ -84,12 +90,15 @@ def test_two_callbacks_share_a_module_by_patterns(build_in, make_project, make_t
     assert constrained_weights(project) == ALL
 
 
+@both
 @hooks
-def test_resume_is_bit_exact(build_in, make_project, make_trainer, loader, tmp_path):
+def test_resume_is_bit_exact(build_in, lightning, make_project, make_trainer, loader, tmp_path):
     whole = make_project(build_in)
     make_trainer(ConstraintCallback(), max_epochs=3).fit(whole, loader)
 
-    first = make_trainer(ConstraintCallback(), ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True)
+    first = make_trainer(
+        ConstraintCallback(), lightning.callbacks.ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True
+    )
     first.fit(make_project(build_in), loader)
     resumed = make_project(build_in)
     path = first.checkpoint_callback.best_model_path
@@ -155,8 +164,11 @@ def test_another_basis_is_refused_in_any_module(checkpoint, make_project, make_t
     assert torch.equal(project.head.bias, drawn.head.bias)
 
 
-def test_the_optimizer_state_of_plain_weights_is_refused_by_name(make_project, make_trainer, loader, tmp_path):
-    trainer = make_trainer(ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True)
+@both
+def test_the_optimizer_state_of_plain_weights_is_refused_by_name(
+    lightning, make_project, make_trainer, loader, tmp_path
+):
+    trainer = make_trainer(lightning.callbacks.ModelCheckpoint(tmp_path / "run"), enable_checkpointing=True)
     trainer.fit(make_project(), loader)
     path = trainer.checkpoint_callback.best_model_path
     project = make_project()

@@ -7,10 +7,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     EMAWeightAveraging,
-    ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from lcw_lightning import ConstraintCallback, ImageClassifier, MinibatchInitCallback, fold, load_from_checkpoint
@@ -19,6 +17,7 @@ from lcw_lightning.weights.weight_ref import named_weights
 
 ALL = dict.fromkeys(["body.0.weight", "body.2.weight", "head.weight"], "lcw")
 hooks = pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
 
 def project_method(**kwargs):
@@ -38,6 +37,7 @@ def gradient_hooks(module):
     return [len(ref.value._post_accumulate_grad_hooks or ()) for ref in named_weights(module).values()]
 
 
+@both
 @hooks
 @pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adam"])
 def test_fit_trains_plain_parameters_that_sum_to_zero(build_in, adam, residual, make_project, make_trainer, loader):
@@ -79,7 +79,7 @@ def test_sgd_takes_the_path_of_the_parametrization(settings, make_project, make_
 
 
 def fit_and_save(folder, callback, project, make_trainer, loader, **kwargs):
-    trainer = make_trainer(callback, ModelCheckpoint(folder), enable_checkpointing=True, **kwargs)
+    trainer = make_trainer(callback, enable_checkpointing=True, default_root_dir=folder, **kwargs)
     trainer.fit(project, loader)
     return trainer.checkpoint_callback.best_model_path
 
@@ -90,6 +90,7 @@ def checkpoint(make_project, make_trainer, loader, tmp_path):
     return fit_and_save(tmp_path / "run", project_method(), make_project(), make_trainer, loader)
 
 
+@both
 @hooks
 @pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adam"])
 def test_resume_is_bit_exact(build_in, adam, make_project, make_trainer, loader, tmp_path):
@@ -112,6 +113,7 @@ def test_the_checkpoint_is_the_plain_one_and_names_the_weights(checkpoint, make_
     assert torch.equal(plain.head.weight, content["state_dict"]["head.weight"])
 
 
+@both
 def test_load_from_checkpoint_restores_weights_and_constraint(checkpoint, make_project, tmp_path, residual):
     loaded = load_from_checkpoint(type(make_project()), checkpoint)
     assert constrained_weights(loaded) == ALL
@@ -284,9 +286,10 @@ def test_averages_of_weights_sum_to_zero(averaging, residual, make_project, make
     assert constrained_weights(project) == ALL
 
 
-def test_a_strategy_that_flattens_parameters_is_refused(make_project, make_trainer):
+@both
+def test_a_strategy_that_flattens_parameters_is_refused(lightning, make_project, make_trainer):
     callback, trainer = project_method(), make_trainer()
-    trainer._accelerator_connector.strategy = FSDPStrategy()  # which itself asks for a GPU
+    trainer._accelerator_connector.strategy = lightning.strategies.FSDPStrategy()  # which itself asks for a GPU
     with pytest.raises(ValueError, match="but FSDPStrategy flattens them; take ModelParallelStrategy"):
         callback.setup(trainer, make_project(), "fit")
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -11,6 +11,8 @@ from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftedReLU
 from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
 from lcw_lightning.constraints.constrain import constrain
 from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_
+
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
 
 class Snapshots(Callback):
@@ -55,6 +57,7 @@ def first_batch(loader):
     return next(iter(loader))[0]
 
 
+@both
 @pytest.mark.parametrize("weights", ["gaussian", "delta_orthogonal"])
 @pytest.mark.parametrize("kind", ["none", "lcw", "cwn"])
 def test_the_first_step_trains_what_the_function_draws(kind, weights, make_sparse, make_trainer, loader):
@@ -166,10 +169,11 @@ def test_activations_that_differ_end_the_run_with_the_way_out(make_project, make
         make_trainer(EdgeOfChaosInitCallback()).fit(project, loader)
 
 
-def test_a_learning_rate_finder_is_warned_of_and_the_run_draws_after_it(make_sparse, make_trainer, loader):
+@both
+def test_a_learning_rate_finder_is_warned_of_and_the_run_draws_after_it(lightning, make_sparse, make_trainer, loader):
     project, snapshots = make_sparse(), Snapshots()
     project.lr = 0.1
-    finder = LearningRateFinder(num_training_steps=3)
+    finder = lightning.callbacks.LearningRateFinder(num_training_steps=3)
     trainer = make_trainer(finder, EdgeOfChaosInitCallback(), snapshots, enable_checkpointing=True)
     with pytest.warns(
         UserWarning, match=r"draw them with edge_of_chaos_init_\(module, inputs\) before fit, and leave Edge"

@@ -109,10 +109,12 @@ if __name__ == "__main__":
         print("refused")
 """
 
+packages = pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 
-def run_script(folder, text):
+
+def run_script(folder, package, text):
     script = folder / "train.py"
-    script.write_text(PROJECT + text)
+    script.write_text((PROJECT + text).replace("lightning.pytorch", package))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script.name],
         cwd=folder,
@@ -125,14 +127,16 @@ def run_script(folder, text):
     return done.stdout
 
 
+@packages
 @pytest.mark.slow
-def test_after_spawned_processes_the_main_one_holds_the_trained_weights(tmp_path):
-    assert "spawned" in run_script(tmp_path, SPAWN)
+def test_after_spawned_processes_the_main_one_holds_the_trained_weights(package, tmp_path):
+    assert "spawned" in run_script(tmp_path, package, SPAWN)
 
 
+@packages
 @pytest.mark.slow
-def test_sharded_weights_train_log_and_resume_bit_exactly(tmp_path):
-    said = run_script(tmp_path, SHARDED)
+def test_sharded_weights_train_log_and_resume_bit_exactly(package, tmp_path):
+    said = run_script(tmp_path, package, SHARDED)
     assert "sharded" in said
     assert "refused" in said
     assert "shift_ratio/head" in Path(tmp_path, "whole/lightning_logs/version_0/metrics.csv").read_text()

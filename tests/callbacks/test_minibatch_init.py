@@ -1,13 +1,15 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor, constrain, minibatch_init_
 from lcw_lightning.constraints.constrain import constrained_weights
+
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
 
 class Snapshots(Callback):
@@ -24,6 +26,7 @@ def first_batch(loader):
     return next(iter(loader))[0]
 
 
+@both
 @pytest.mark.parametrize("kind", ["none", "lcw"])
 def test_the_first_step_trains_weights_initialized_on_the_first_batch(kind, make_project, make_trainer, loader):
     project, expected, snapshots = make_project(), make_project(), Snapshots()
@@ -162,12 +165,14 @@ def test_a_run_that_failed_in_its_first_batch_can_be_started_again(make_project,
     assert z.std(correction=0).item() == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:LearningRateFinder tries its rates before")
-def test_after_a_tuner_the_run_initializes(make_project, make_trainer, loader):
+@both
+def test_after_a_tuner_which_is_warned_of_the_run_initializes(lightning, make_project, make_trainer, loader):
     project, snapshots = make_project(), Snapshots()
     project.lr = 0.1
-    finder = LearningRateFinder(num_training_steps=3)
-    make_trainer(finder, MinibatchInitCallback(), snapshots, enable_checkpointing=True).fit(project, loader)
+    finder = lightning.callbacks.LearningRateFinder(num_training_steps=3)
+    trainer = make_trainer(finder, MinibatchInitCallback(), snapshots, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match=r"rescale them with minibatch_init_\(module, inputs\) before fit"):
+        trainer.fit(project, loader)
     assert any(not state["head.bias"].any() for state in snapshots.states)
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor, constrain
 
 LAYERS = ["body.0", "body.2", "head"]
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
 
 def events(folder):
@@ -35,10 +36,11 @@ def scalars(statistics):
 
 
 @pytest.fixture
-def logger(tmp_path):
-    return TensorBoardLogger(tmp_path)
+def logger(lightning, tmp_path):
+    return lightning.loggers.TensorBoardLogger(tmp_path)
 
 
+@both
 def test_each_statistic_of_each_layer_is_logged_every_n_steps(
     make_project, make_trainer, loader, logger, scalars, statistics
 ):
@@ -257,8 +259,9 @@ def test_a_resumed_run_goes_on_with_the_schedule(make_project, make_trainer, loa
     assert list(scalars(resumed)["shift_ratio/head"]) == [6, 9]
 
 
-def test_several_loggers_get_the_same(make_project, make_trainer, loader, logger, tmp_path, statistics):
-    csv = CSVLogger(tmp_path, name="csv")
+@both
+def test_several_loggers_get_the_same(lightning, make_project, make_trainer, loader, logger, tmp_path, statistics):
+    csv = lightning.loggers.CSVLogger(tmp_path, name="csv")
     make_trainer(ShiftMonitor(figures=False), logger=[csv, logger], log_every_n_steps=1).fit(make_project(), loader)
     rows = DictReader(Path(csv.log_dir, "metrics.csv").read_text().splitlines())
     (row,) = [row for row in rows if row["shift_ratio/head"]]

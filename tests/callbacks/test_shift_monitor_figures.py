@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lcw_lightning import ShiftMonitor
 
 LAYERS = ["body.0", "body.2", "head"]
+both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
 
 @pytest.fixture
@@ -25,12 +26,12 @@ def figures(statistics):
 
 
 @pytest.fixture
-def fit(make_project, make_trainer, loader, tmp_path):
+def fit(lightning, make_project, make_trainer, loader, tmp_path):
     """Return a function that trains the project for ten steps and returns what TensorBoard reads of it."""
 
     def train(monitor, *callbacks, project=None, data=loader, **settings):
         settings = {"max_epochs": -1, "max_steps": 10, "log_every_n_steps": 1} | settings
-        logger = TensorBoardLogger(tmp_path, name="logs")
+        logger = lightning.loggers.TensorBoardLogger(tmp_path, name="logs")
         make_trainer(monitor, *callbacks, logger=logger, **settings).fit(project or make_project(), data)
         events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0, "images": 0, "histograms": 0})
         events.Reload()
@@ -43,6 +44,7 @@ def steps(events, tag="depth/shift_ratio"):
     return [image.step for image in events.Images(tag)]
 
 
+@both
 def test_every_figure_is_an_image_that_shows_something(fit, figures):
     events = fit(ShiftMonitor(), max_steps=1)
     assert sorted(events.Tags()["images"]) == figures
@@ -136,6 +138,7 @@ def test_without_figures_there_are_scalars_and_charts_alone(fit):
     assert events.Scalars("shift_ratio/head")
 
 
+@both
 def test_one_chart_a_statistic_shows_all_of_its_layers(fit, statistics):
     events = fit(ShiftMonitor(figures=False))
     (event,) = events.Tensors("custom_scalars__config__")
@@ -148,6 +151,7 @@ def test_one_chart_a_statistic_shows_all_of_its_layers(fit, statistics):
         assert sorted(shown) == [f"{chart.title}/{layer}" for layer in LAYERS]
 
 
+@both
 def test_histograms_of_every_layer_come_at_every_sample_if_asked_for(fit):
     events = fit(ShiftMonitor(every_n_steps=2, figures=False, histograms=True))
     expected = {f"{quantity}/{layer}" for quantity in ("preactivation", "preactivation_gradient") for layer in LAYERS}
