@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lcw_lightning.callbacks.constraint_checks import (
+    averagings_before,
     check_averaging,
     check_optimizers,
     check_projected_still,
@@ -61,11 +62,11 @@ class ConstraintCallback(Callback):
     Raises:
         ValueError: At once, for ``project`` with a kind that it cannot hold; at setup, for a pattern that matches no
             weight, for weights that cannot be constrained, those of fan_in 1 among them under ``lcw`` and ``cwn``,
-            after a weight averaging that has copied the module, and under a strategy that flattens parameters, with
-            ``project``; for a checkpoint that does not fit, is in another basis, of another kind or method, or holds
-            the optimizer state of plain weights; at train start, for a weight that came too late to be constrained,
-            that no optimizer trains, such as one made before the module was constrained, or whose optimizer stepped
-            while it was plain.
+            for a weight averaging that copies the module before its layers are built, and under a strategy that
+            flattens parameters, with ``project``; for a checkpoint that does not fit, is in another basis, of another
+            kind or method, or holds the optimizer state of plain weights; at train start, for a weight that came too
+            late to be constrained, that no optimizer trains, such as one made before the module was constrained, or
+            whose optimizer stepped while it was plain.
 
     Warns:
         UserWarning: ``kind`` is none, but a checkpoint brings constraints that its module restores.
@@ -99,9 +100,11 @@ class ConstraintCallback(Callback):
             return
         if self.method == "project":
             check_strategy(trainer)
-        check_averaging(trainer, pl_module, self)
+        check_averaging(trainer, pl_module)
         if is_complete(trainer, pl_module):
             self._constrain(pl_module)
+            for averaging in averagings_before(trainer, self):
+                averaging.setup(trainer, pl_module, stage)  # its first copy is a plain module
         elif waits_for_configure_model(trainer, pl_module):
             override_method(pl_module, "configure_model", partial(self._configure_and_constrain, pl_module))
 

@@ -18,6 +18,7 @@ from lcw_lightning.weights.selection import listed
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = [
+    "averagings_before",
     "check_averaging",
     "check_optimizers",
     "check_projected_still",
@@ -30,22 +31,21 @@ __all__ = [
 _AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
-def check_averaging(trainer: Trainer, pl_module: LightningModule, callback: Callback) -> None:
+def averagings_before(trainer: Trainer, callback: Callback) -> list[Callback]:
+    """Return the weight averagings that are set up before a callback, and have copied the module by then."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [early for early in callbacks[: callbacks.index(callback)] if is_a(early, *_AVERAGING)]
+
+
+def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
     """Look who copies the module.
 
     Raises:
-        ValueError: A weight averaging copies it before it can be constrained.
+        ValueError: A weight averaging copies it before its layers are built.
     """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    for early in callbacks[: callbacks.index(callback)]:
-        if is_a(early, *_AVERAGING):
-            raise ValueError(
-                f"{type(early).__name__} copies the module in its setup, before ConstraintCallback constrains it; list "
-                "ConstraintCallback first."
-            )
     if named_weights(pl_module):
         return
-    for averaging in callbacks:
+    for averaging in trainer.callbacks:  # type: ignore[attr-defined]
         calls_configure_model = is_a(averaging, WeightAveraging) and is_overridden("configure_model", pl_module)
         if is_a(averaging, *_AVERAGING) and not calls_configure_model:
             raise ValueError(

@@ -51,11 +51,31 @@ def test_averages_are_zero_sum_and_trained(
     assert (project.head.weight - constrained.head.weight).abs().max() > 1e-2
 
 
+# What the Trainer is given, and what the module's configure_callbacks returns, which Lightning appends.
+ORDERS = {
+    "trainer": lambda constraint, average: ([average, constraint], []),
+    "trainer-and-module": lambda constraint, average: ([average], [constraint]),
+    "module": lambda constraint, average: ([], [average, constraint]),
+}
+orders = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+
+
 @both
 @averages
-def test_an_average_that_copies_the_module_too_early_is_named(average, lightning, make_project, make_trainer, loader):
-    with pytest.raises(ValueError, match=r"Averaging copies the module in its setup.*list ConstraintCallback first"):
-        make_trainer(average(lightning), ConstraintCallback()).fit(make_project(), loader)
+@orders
+@pytest.mark.parametrize("method", ["parametrize", "project"])
+def test_an_average_that_is_set_up_before_the_constraint_averages_what_one_after_it_does(
+    method, order, average, lightning, make_project, make_trainer, loader
+):
+    last, first, plain = make_project(), make_project(), make_project()
+    given, returned = order(ConstraintCallback(method=method), average(lightning))
+    first.configure_callbacks = lambda: returned
+    make_trainer(*given, max_epochs=3).fit(first, loader)
+    make_trainer(ConstraintCallback(method=method), average(lightning), max_epochs=3).fit(last, loader)
+    make_trainer(average(lightning), max_epochs=3).fit(plain, loader)
+    assert constrained_weights(first) == constrained_weights(last)
+    assert all(torch.equal(value, last.state_dict()[key]) for key, value in first.state_dict().items())
+    assert (first.head.weight - plain.head.weight).abs().max() > 1e-2
 
 
 @both
@@ -78,12 +98,13 @@ def test_a_layer_that_comes_after_the_average_is_named(hook, lightning, make_pro
 
 
 @both
+@pytest.mark.parametrize("step", [1, -1], ids=["constraint-first", "average-first"])
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
 def test_ema_of_layers_built_in_configure_model_resumes_bit_exactly(
-    lightning, make_project, make_trainer, loader, tmp_path
+    step, lightning, make_project, make_trainer, loader, tmp_path
 ):
     def callbacks(*more):
-        return [ConstraintCallback(), AVERAGES["ema"](lightning), *more]
+        return [*[ConstraintCallback(), AVERAGES["ema"](lightning)][::step], *more]
 
     whole, resumed = make_project("configure_model"), make_project("configure_model")
     make_trainer(*callbacks(), max_epochs=3).fit(whole, loader)
