@@ -23,6 +23,12 @@ def _reseed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch):
+    """``lcw`` puts the working directory in front, for good."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_command_line():
     """LightningCLI warns where it gets arguments while pytest's own are in sys.argv."""

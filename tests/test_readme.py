@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from lcw_lightning.constraints.constrain import constrained_weights
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
@@ -36,6 +40,26 @@ def test_the_project_of_the_example_trains_as_it_says(monkeypatch, tmp_path):
     names["before"].fit(names["Regressor"](), names["loader"])
     gradients = gradient_stds(tmp_path)
     assert gradients["network.0"] / gradients["network.60"] < 1e-6
+
+
+ON_TWO_PROCESSES = " --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp"
+
+
+@pytest.mark.parametrize(
+    "more", ["", pytest.param(ON_TWO_PROCESSES, marks=pytest.mark.slow)], ids=["one-process", "two-processes"]
+)
+def test_the_project_of_two_files_trains_in_its_folder(more, tmp_path):
+    (commands,) = [block.strip() for block in COMMANDS if "cat > " in block]
+    scripts = Path(sys.executable).parent  # where lcw is installed
+    settings = {"cwd": tmp_path, "env": {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}, "timeout": 240}
+    subprocess.run(["bash", "-euc", commands + more], check=True, **settings)
+    (path,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    assert len(torch.load(path)["lcw_lightning"]["constraints"]) == 21
+    # A control: to a script that lies elsewhere Python shows no module of the working directory.
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/other.py").write_text("import mymodel")
+    other = subprocess.run([sys.executable, "scripts/other.py"], capture_output=True, check=False, **settings)
+    assert b"No module named 'mymodel'" in other.stderr
 
 
 def gradient_stds(folder):

@@ -11,7 +11,6 @@ from typing import Any, cast
 import shtab
 import torch
 from jsonargparse import set_parsing_settings
-from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -30,9 +29,9 @@ from lcw_lightning.checkpoints.export import check_exportable
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.analyze_command import ONE_STEP, check_redraws, reports_of
 from lcw_lightning.cli.first_step_report import Analyst
+from lcw_lightning.cli.parser import LCWParser
 from lcw_lightning.cli.run_config import SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
-from lcw_lightning.constraints.constrain import Kind
 
 __all__ = ["LCWCLI", "main"]
 
@@ -45,25 +44,6 @@ GROUPS = {
 
 # Our own subcommands, methods of CommandTrainer, and the arguments of theirs that are no flags.
 COMMANDS = {"export": {"model", "datamodule"}, "analyze": {"model", "datamodule"}}
-
-
-class LCWParser(LightningArgumentParser):
-    """A parser whose errors are one message: the usage with its 200 options would bury it."""
-
-    @override
-    def print_usage(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    @override
-    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        # Lightning would make a subcommand's required arguments positional, which its own do not have.
-        added: list[str] = super().add_method_arguments(*args, as_positional=False, **kwargs)
-        if "analyze" in args:
-            kinds = "Kinds of constraint to put side by side, each on the same weights and batch."
-            self.add_argument("--compare", type=Kind, nargs="+", default=[], help=kinds)
-            draws = "Draws of the weights, of seeds seed, seed + 1 and so on; several add a pre-flight check."
-            self.add_argument("--draws", type=PositiveInt, default=1, help=draws)
-        return added
 
 
 class LCWCLI(LightningCLI):
@@ -177,6 +157,7 @@ def main(args: ArgsType = None) -> None:
 
     ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
+    sys.path.insert(0, os.getcwd())  # as python -m does; a script has its own folder there
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_flush_denormal(True)  # on CPUs, vanishing gradients become denormal, which slows a step thirtyfold
     # Lightning's own call of a deprecated torch function, which would greet every user.

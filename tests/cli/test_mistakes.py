@@ -51,6 +51,39 @@ def test_a_mistake_ends_in_one_message(flags, status, says, failure, lcw):
     assert "usage:" not in message
 
 
+HOW = "Name a class as module.Class, with its module in the working directory or installed"
+MODULES = {  # in the working directory, and what is said of its class Net
+    "missing": (None, ["No module named 'missing_{}'. " + HOW]),
+    "without_class": ("", ["module 'without_class_{}' has no attribute 'Net'. " + HOW]),
+    "other_class": (
+        "class Net: pass",
+        ["path other_class_{}.Net does not correspond to a subclass of LightningModule"],
+    ),
+    "needy": ("\nimport nowhere", ["raised ModuleNotFoundError: No module named 'nowhere' (", "needy_{}.py, line 2)"]),
+    "failing": ("\n1 / 0", ["raised ZeroDivisionError: division by zero (", "failing_{}.py, line 2)"]),
+    "rude": ("class (", ["raised SyntaxError: invalid syntax (rude_{}.py, line 1)"]),
+}
+
+
+@pytest.mark.parametrize("given", ["flag", "config"])
+@pytest.mark.parametrize(("name", "text", "says"), [(name, *rest) for name, rest in MODULES.items()], ids=MODULES)
+def test_a_class_that_cannot_be_had_is_named_in_a_sentence_or_two(name, text, says, given, failure, lcw):
+    module = f"{name}_{given}"  # Python imports a name once
+    if text is not None:
+        Path(f"{module}.py").write_text(text)
+    Path("config.yaml").write_text(f"model: {module}.Net")
+    lcw.args = []
+    code, message = failure("fit", *(["--model", f"{module}.Net"] if given == "flag" else ["--config", "config.yaml"]))
+    assert code == 2
+    assert all(part.format(given) in message for part in says), message
+    assert message.splitlines()[1].startswith('error: Parser key "model": ')
+    assert len(message.splitlines()) == 2
+
+
+def test_a_value_that_names_no_class_is_told_all_types_that_it_may_have(failure):
+    assert "Subtypes: [<class 'int'>, <class 'NoneType'>]" in failure("fit", "--trainer.max_epochs=few")[1]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_named(failure):
     code, message = failure("fit", "--trainer.accelerator=gpu")
