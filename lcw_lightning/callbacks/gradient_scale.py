@@ -2,10 +2,10 @@
 
 from lightning.pytorch import LightningModule, Trainer
 
-__all__ = ["gradient_unit"]
+__all__ = ["gradient_scale"]
 
 
-def gradient_unit(trainer: Trainer, pl_module: LightningModule) -> float:
+def gradient_scale(trainer: Trainer, pl_module: LightningModule) -> float:
     """Return what multiplies dL/dz in a rank's backward pass, for L the mean loss over all ranks' batch."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0

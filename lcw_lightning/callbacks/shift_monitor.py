@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
-from lcw_lightning.callbacks.gradient_scale import gradient_unit
+from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
 from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.plotting import rgb_array
@@ -90,7 +90,7 @@ class ShiftMonitor(EvaluationSparsity):
             return  # there are none, or all are lazy still
         self._draws = self.figures and any(map(takes_images, trainer.loggers)) and self._is_drawn(trainer)
         with_values = self._draws or self.histograms
-        self._sample = Snapshot(layers, pl_module.device, gradient_unit(trainer, pl_module), with_values)
+        self._sample = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values)
         self._sampling.enter_context(self._sample.watching())
 
     @override

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lcw_lightning.analysis.analyze import report_of
 from lcw_lightning.analysis.depth_profile import DepthProfile
 from lcw_lightning.analysis.report import Report
-from lcw_lightning.callbacks.gradient_scale import gradient_unit
+from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.overrides import override_method, restore_method
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
@@ -56,7 +56,7 @@ class Analyst(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         layers = observed_layers(pl_module, self.include, self.exclude)
-        self._snapshot = Snapshot(layers, pl_module.device, gradient_unit(trainer, pl_module), with_values=True)
+        self._snapshot = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values=True)
         self._watching.enter_context(self._snapshot.watching())
         self.profile = DepthProfile({name: layer.layer for name, layer in observed_layers(pl_module).items()})
         self._watching.enter_context(self.profile.watching())

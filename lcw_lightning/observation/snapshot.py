@@ -21,7 +21,7 @@ class Snapshot:
     Args:
         layers: By name, as :func:`~lcw_lightning.observation.observed_layers.observed_layers` gives them.
         device: Where they compute.
-        gradient_unit: What multiplies the gradients in this backward pass; statistics are of gradients without it.
+        gradient_scale: What multiplies the gradients in this backward pass; statistics are of gradients without it.
         with_values: Keep a sample of values too.
 
     Example:
@@ -39,11 +39,11 @@ class Snapshot:
         self,
         layers: Mapping[str, ObservedLayer],
         device: torch.device | str = "cpu",
-        gradient_unit: float = 1.0,
+        gradient_scale: float = 1.0,
         with_values: bool = False,
     ) -> None:
         self.layers = layers
-        self.gradient_unit = gradient_unit
+        self.gradient_scale = gradient_scale
         self.moments = NetworkMoments(layers).to(device)
         self.channels = {
             (name, is_input): (layer.in_channels if is_input else layer.out_channels, layer.channel_dim)
@@ -74,7 +74,7 @@ class Snapshot:
         found = network_statistics(self.moments, self.layers, self.facts)
         for statistics in found.values():
             if "gradient_std" in statistics:
-                statistics["gradient_std"] /= self.gradient_unit
+                statistics["gradient_std"] /= self.gradient_scale
         return {name: found[name] for name in (*forward_order, *found) if name in found}
 
     def values(self) -> dict[tuple[str, Quantity], Tensor]:
@@ -85,7 +85,7 @@ class Snapshot:
         for (name, quantity), sample in found.items():
             if quantity == "input":  # of which a narrow layer has fewer units than there is room for
                 found[name, quantity] = sample[: self.layers[name].in_channels]
-        return {key: sample / (self.gradient_unit if "gradient" in key[1] else 1.0) for key, sample in found.items()}
+        return {key: sample / (self.gradient_scale if "gradient" in key[1] else 1.0) for key, sample in found.items()}
 
     @torch.no_grad()
     def _observe(self, name: str, quantity: Quantity, values: Tensor) -> None:

@@ -26,9 +26,9 @@ class Routed(nn.Module):
         return self.head(hidden)
 
 
-def look(batches, gradient_unit=1.0):
+def look(batches, gradient_scale=1.0):
     network = Routed()
-    snapshot = Snapshot(observed_layers(network), gradient_unit=gradient_unit, with_values=True)
+    snapshot = Snapshot(observed_layers(network), gradient_scale=gradient_scale, with_values=True)
     with snapshot.watching():
         for batch in batches:
             network(batch).square().sum().backward()

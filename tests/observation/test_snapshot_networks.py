@@ -10,9 +10,9 @@ from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
 
 
-def look(network, *inputs, loss=lambda output: output.square().sum(), gradient_unit=1.0):
+def look(network, *inputs, loss=lambda output: output.square().sum(), gradient_scale=1.0):
     """Send inputs forward and backward through a network in a snapshot's view."""
-    snapshot = Snapshot(observed_layers(network), gradient_unit=gradient_unit, with_values=True)
+    snapshot = Snapshot(observed_layers(network), gradient_scale=gradient_scale, with_values=True)
     with snapshot.watching():
         loss(network(*inputs)).backward()
     return snapshot

@@ -15,9 +15,9 @@ from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
 
 
-def look(network, *inputs, loss=lambda output: output.square().sum(), gradient_unit=1.0):
+def look(network, *inputs, loss=lambda output: output.square().sum(), gradient_scale=1.0):
     """Send inputs forward and backward through a network in a snapshot's view."""
-    snapshot = Snapshot(observed_layers(network), gradient_unit=gradient_unit, with_values=True)
+    snapshot = Snapshot(observed_layers(network), gradient_scale=gradient_scale, with_values=True)
     with snapshot.watching():
         loss(network(*inputs)).backward()
     return snapshot
@@ -82,7 +82,7 @@ def test_autocast_changes_neither_the_angle_nor_the_training(dtype):
 
 def test_gradients_come_without_their_unit():
     network, inputs = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)), torch.rand(16, 4)
-    scaled = look(copy.deepcopy(network), inputs, loss=lambda y: 1024 * y.square().sum(), gradient_unit=1024.0)
+    scaled = look(copy.deepcopy(network), inputs, loss=lambda y: 1024 * y.square().sum(), gradient_scale=1024.0)
     plain = look(network, inputs)
     assert scaled.statistics() == plain.statistics()
     for key, sample in plain.values().items():
