@@ -14,7 +14,6 @@ from torch import Tensor
 __all__ = [
     "BASIS_VERSION",
     "HALF",
-    "angle_degrees",
     "embed_zero_sum",
     "project_zero_sum",
     "shear",
@@ -91,28 +90,6 @@ def project_zero_sum(w: Tensor) -> Tensor:
     if w.dtype in HALF:
         return project_zero_sum(w.float()).to(w.dtype)
     return w - w.mean(-1, keepdim=True)
-
-
-def angle_degrees(w: Tensor, direction: Tensor) -> Tensor:
-    r"""Return the angle between ``w`` and ``direction`` (paper, Propositions 1 and 2), in degrees.
-
-    Every vector of :math:`\mathcal{W}_{LC}` is at 90 degrees to the all-ones vector. A zero vector, to which the
-    propositions assign no angle but a mean of zero, counts as 90.
-
-    Args:
-        w: Vectors, shape ``(..., m)``.
-        direction: Vectors that broadcast against ``w``.
-
-    Returns:
-        Angles in [0, 180], shape ``(...)``.
-
-    Example:
-        >>> angle_degrees(torch.tensor([1.0, 0.0]), torch.ones(2))
-        tensor(45.)
-    """
-    norms: Tensor = torch.linalg.vector_norm(w, dim=-1) * torch.linalg.vector_norm(direction, dim=-1)
-    cosine: Tensor = (w * direction).sum(-1) / norms.where(norms > 0, 1.0)
-    return torch.acos(cosine.clamp(-1.0, 1.0)).rad2deg()
 
 
 def shear(m: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lcw_lightning.theory.variance_maps import phi_bw, phi_fw
-from lcw_lightning.theory.zero_sum import angle_degrees, embed_zero_sum, project_zero_sum
+from lcw_lightning.theory.zero_sum import embed_zero_sum, project_zero_sum
 
 FAN_IN = 16
 ONES = torch.ones(FAN_IN, dtype=torch.float64)
@@ -48,6 +48,12 @@ def zero_sum_weights(num_units: int = FAN_IN) -> Tensor:
     return embed_zero_sum(torch.randn(num_units, FAN_IN - 1, dtype=torch.float64))
 
 
+def angle(w: Tensor, direction: Tensor) -> Tensor:
+    """The angle between each row and a vector by Kahan's formula, without the inner product that is to be predicted."""
+    one, other = w / w.norm(dim=1, keepdim=True), direction / direction.norm()
+    return 2 * torch.atan2((one - other).norm(dim=1), (one + other).norm(dim=1))
+
+
 def circulant(row: Tensor) -> Tensor:
     """A square matrix whose rows all have one norm, and whose columns have it too."""
     return torch.stack([row.roll(shift) for shift in range(len(row))])
@@ -76,7 +82,7 @@ def test_the_distributions_have_the_moments_that_the_propositions_assume():
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_proposition_1_the_mean_follows_the_angle_to_the_ones(gamma):
     w = plain_weights()
-    cosine = torch.deg2rad(angle_degrees(w, ONES)).cos()
+    cosine = angle(w, ONES).cos()
     predicted = gamma * FAN_IN**0.5 * w.norm(dim=1) * cosine
     torch.testing.assert_close((uncorrelated(gamma, SIGMA) @ w.T).mean(0), predicted)
 
@@ -84,11 +90,11 @@ def test_proposition_1_the_mean_follows_the_angle_to_the_ones(gamma):
 def test_proposition_1_as_printed_has_the_wrong_sign_where_gamma_is_negative():
     # The paper writes |gamma|, which goes with the angle to gamma * 1; to 1 itself it must be gamma.
     w, gamma = plain_weights(), -0.5
-    printed = abs(gamma) * FAN_IN**0.5 * w.norm(dim=1) * torch.deg2rad(angle_degrees(w, ONES)).cos()
+    printed = abs(gamma) * FAN_IN**0.5 * w.norm(dim=1) * angle(w, ONES).cos()
     measured = (uncorrelated(gamma, SIGMA) @ w.T).mean(0)
     torch.testing.assert_close(measured, -printed)
     assert printed.abs().min() > 1e-3
-    towards_mean = torch.deg2rad(angle_degrees(w, gamma * ONES)).cos()
+    towards_mean = angle(w, gamma * ONES).cos()
     torch.testing.assert_close(measured, abs(gamma) * FAN_IN**0.5 * w.norm(dim=1) * towards_mean)
 
 
@@ -100,7 +106,7 @@ def skewed() -> Tensor:
 
 def test_proposition_2_the_mean_follows_the_angle_to_the_mean_input(skewed):
     w, mean = plain_weights(), skewed.mean(0)
-    predicted = w.norm(dim=1) * mean.norm() * torch.deg2rad(angle_degrees(w, mean)).cos()
+    predicted = w.norm(dim=1) * mean.norm() * angle(w, mean).cos()
     torch.testing.assert_close((skewed @ w.T).mean(0), predicted)
     centered = skewed - mean
     torch.testing.assert_close((centered @ w.T).mean(0), torch.zeros_like(predicted), atol=1e-14, rtol=0)
@@ -108,7 +114,7 @@ def test_proposition_2_the_mean_follows_the_angle_to_the_mean_input(skewed):
 
 def test_proposition_2_fails_for_the_angle_to_the_ones(skewed):
     w, mean = plain_weights(), skewed.mean(0)
-    predicted = w.norm(dim=1) * mean.norm() * torch.deg2rad(angle_degrees(w, ONES)).cos()
+    predicted = w.norm(dim=1) * mean.norm() * angle(w, ONES).cos()
     assert ((skewed @ w.T).mean(0) - predicted).abs().max() > 0.1
 
 
