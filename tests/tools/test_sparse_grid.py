@@ -2,7 +2,8 @@
 
 import pytest
 
-from lcw_lightning.cli.app import LCWCLI, CommandTrainer, LCWParser
+from lcw_lightning.cli.app import LCWCLI, CommandTrainer
+from lcw_lightning.cli.parser import LCWParser
 
 
 @pytest.fixture
