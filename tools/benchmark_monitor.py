@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import MLP, ConstraintCallback, ImageClassifier, MinibatchInitCallback, ShiftMonitor
-from lcw_lightning.callbacks.shift_monitor import DRAWN
+from lcw_lightning.callbacks.shift_monitor import PLOTTED_SAMPLES
 
 EVERY = 10  # steps from sample to sample here: enough samples in few steps
 STEPS = 6 * EVERY
@@ -98,6 +98,6 @@ def by_kind(seconds: dict[int, float]) -> list[tuple[str, float]]:
     found = [("between samples", took) for took in between.values()]
     for step, took in seconds.items():
         if step % EVERY == 0 and step + 1 in seconds:
-            drawn = step // EVERY in DRAWN or step + EVERY >= STEPS
+            drawn = step // EVERY in PLOTTED_SAMPLES or step + EVERY >= STEPS
             found.append(("sampled and drawn" if drawn else "sampled", took + seconds[step + 1] - usual))
     return found

@@ -20,7 +20,7 @@ CLASSES = {
 NETWORKS = {"sparse_mlp100": "mnist", "sparse_cnn50": "cifar10", "sparse_mlp30": "digits"}
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # the paper's are 1e-4 for the MLP, 1e-3 for the CNN
 # Sparsity over the test images in each validation; the statistics of training steps cost time and are not needed.
-MONITOR = ["--shift_monitor.every_n_steps=1000000000", "--shift_monitor.figures=false"]
+MONITOR = ["--shift_monitor.every_n_steps=0", "--shift_monitor.sparsity=true"]
 
 
 @dataclass(frozen=True)

@@ -4,53 +4,58 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
+from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.observation.sparsity import is_compiled
 from lcw_lightning.plotting import rgb_array
 from lcw_lightning.plotting.snapshots import plot_snapshots
+from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = [
     "ShiftMonitor",
 ]
 
-DRAWN = (0, *(4**power for power in range(1, 20)))
+PLOTTED_SAMPLES = (0, *(4**power for power in range(1, 20)))  # and the last one
 
 
-class ShiftMonitor(EvaluationSparsity):
+class ShiftMonitor(Callback):
     """Log how far the activations of every layer shift and how gradients grow, as ``statistic/layer``.
 
-    Layers are Linear and Bilinear ones, convolutions, recurrent layers and attention, as
-    :class:`~lcw_lightning.observation.observed_layers.ObservedLayer` says. The statistics are those of
-    :func:`lcw_lightning.observation.statistics.network_statistics`, of one training batch (under DDP of the union of
-    all ranks' batches) and the weights that it used. Hooks exist during a sampled step alone, other steps cost nothing,
-    and training is bit for bit the same with and without. Works with every Lightning logger. A compiled network runs
-    the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the sampled batch, whatever loss scaling,
-    accumulation and number of ranks make of it.
+    Layers are Linear and Bilinear layers, convolutions, recurrent layers and attention, as described at
+    :class:`~lcw_lightning.observation.observed_layers.ObservedLayer`. The statistics are defined at
+    :class:`~lcw_lightning.observation.statistics.Statistic`. They are those of one training batch (under DDP, of the
+    union of all ranks' batches) and of the weights that it used. Hooks exist during a sampled step only, other steps
+    cost nothing, and training is bit for bit the same with and without the monitor. It works with every Lightning
+    logger. A compiled network runs the sampled steps eagerly. ``gradient_std`` belongs to the mean loss over the
+    sampled batch, independent of loss scaling, gradient accumulation and the number of ranks.
 
-    TensorBoard also gets a chart a statistic with all layers in it, under "Custom scalars". Loggers that take images
-    (TensorBoard, MLflow, W&B) get figures: ``depth/statistic`` shows a statistic of all layers, ``boxes/by_layer`` box
-    plots of z and dL/dz (paper, Fig. 4), ``units/layer`` those of 20 units of the inputs of three layers (Figs. 2
-    and 3).
-    Drawing takes longer than a step, so they are drawn of samples 0, 4, 16, 64 and so on, and of the last one.
+    In TensorBoard, "Custom scalars" shows one chart per statistic, with all layers in it. Loggers that take images
+    (TensorBoard, MLflow, W&B) also get figures: ``depth/statistic`` plots a statistic of all layers, ``boxes/by_layer``
+    shows box plots of z and dL/dz (paper, Fig. 4), and ``units/layer`` box plots of 20 units of the inputs of three
+    layers (Figs. 2 and 3). Plotting takes longer than a training step, so only samples 0, 4, 16, 64 and so on, and the
+    last one, are plotted.
 
     Validation and test log ``val/sparsity`` and ``test/sparsity``, the fraction of exact zeros over the whole data set,
-    as :class:`~lcw_lightning.callbacks.evaluation_sparsity.EvaluationSparsity` says.
+    as defined at :class:`~lcw_lightning.callbacks.evaluation_sparsity.EvaluationSparsity`. They are not counted in a
+    network that torch has compiled, which stays compiled.
 
     Args:
-        every_n_steps: Optimizer steps from sample to sample, the first at step 0; 0 turns the monitor off.
-        figures: Draw figures.
+        every_n_steps: Sample one training step in this many optimizer steps, from step 0 on; 0 samples none.
+        figures: Plot figures.
         histograms: Log histograms of z and dL/dz of every layer to TensorBoard, at every sample.
         include: Glob patterns on weight names ``layer.weight``, such as ``network.*``.
         exclude: Glob patterns of weights to leave out.
+        sparsity: Log ``val/sparsity`` and ``test/sparsity``. Unless given, they are logged if steps are sampled.
 
     Raises:
-        ValueError: ``every_n_steps`` is negative, or, at the first sample, a pattern matches no weight. A module
-            without layers is passed over where no patterns are given.
+        ValueError: ``every_n_steps`` is negative, or, at the first sample or evaluation, a pattern matches no weight. A
+            module without layers is not an error unless patterns are given.
     """
 
     def __init__(
@@ -60,17 +65,21 @@ class ShiftMonitor(EvaluationSparsity):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         histograms: bool = False,
+        sparsity: bool | None = None,
     ) -> None:
         if every_n_steps < 0:
             raise ValueError(f"ShiftMonitor needs every_n_steps >= 0, got {every_n_steps}.")
-        super().__init__(include, exclude, enabled=every_n_steps > 0)
         self.every_n_steps = every_n_steps
         self.figures = figures
+        self.include = list(include)
+        self.exclude = list(exclude)
         self.histograms = histograms
+        self.sparsity = every_n_steps > 0 if sparsity is None else sparsity
+        self._zeros = EvaluationSparsity()
         self._sampling = ExitStack()
         self._sample: Snapshot | None = None
         self._sampled_step: int | None = None
-        self._draws = False
+        self._plots = False
         self._has_charts = False
 
     @override
@@ -85,11 +94,11 @@ class ShiftMonitor(EvaluationSparsity):
         if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
             return
         self._sampled_step = step
-        layers = self.layers(pl_module)
+        layers = self._layers(pl_module)
         if not layers:
-            return  # there are none, or all are lazy still
-        self._draws = self.figures and any(map(takes_images, trainer.loggers)) and self._is_drawn(trainer)
-        with_values = self._draws or self.histograms
+            return  # the module has none, or all of them are still lazy
+        self._plots = self.figures and any(map(takes_images, trainer.loggers)) and self._is_plotted(trainer)
+        with_values = self._plots or self.histograms
         self._sample = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values)
         self._sampling.enter_context(self._sample.watching())
 
@@ -99,27 +108,67 @@ class ShiftMonitor(EvaluationSparsity):
     ) -> None:
         if self._sample is not None and self._sampled_step is not None:
             self._log(trainer, self._sample, self._sampled_step)
-        self._discard()
+        self._end_sample()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._discard()  # a module that skips a batch never ends it
+        self._end_sample()  # on_train_batch_end is not called for a batch that the module skips
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_counted = self.sparsity and not trainer.sanity_checking and not is_compiled(pl_module)
+        if is_counted and (chosen := self._layers(pl_module)):
+            self._zeros.start_epoch(pl_module, chosen)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._zeros.start_batch()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._zeros.end_batch()
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._zeros.end_epoch(trainer, pl_module)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._zeros.end_test(trainer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
         self._discard()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
         self._discard()
 
-    def _is_drawn(self, trainer: Trainer) -> bool:
+    def _layers(self, pl_module: LightningModule) -> dict[str, ObservedLayer]:
+        if self.include == ["*"] and not self.exclude and not named_weights(pl_module):
+            return {}
+        return observed_layers(pl_module, self.include, self.exclude)
+
+    def _is_plotted(self, trainer: Trainer) -> bool:
         number = trainer.global_step // self.every_n_steps
-        end = trainer.estimated_stepping_batches  # -1 or infinity where nobody knows
+        end = trainer.estimated_stepping_batches  # -1 or infinity where it is unknown
         is_last = trainer.global_step < end <= trainer.global_step + self.every_n_steps
-        return number in DRAWN or is_last
+        return number in PLOTTED_SAMPLES or is_last
 
     def _log(self, trainer: Trainer, sample: Snapshot, step: int) -> None:
         statistics = sample.statistics()
@@ -128,7 +177,7 @@ class ShiftMonitor(EvaluationSparsity):
             return
         scalars = {f"{name}/{layer}": value for layer, row in statistics.items() for name, value in row.items()}
         images = {}
-        if self._draws:
+        if self._plots:
             figures = plot_snapshots({"": statistics}, {"": values})
             images = {tag: rgb_array(figure) for tag, figure in figures.items()}
         for logger in trainer.loggers:
@@ -140,6 +189,10 @@ class ShiftMonitor(EvaluationSparsity):
                 log_histograms(logger, {f"{quantity}/{layer}": v for (layer, quantity), v in values.items()}, step)
         self._has_charts = True
 
-    def _discard(self) -> None:
+    def _end_sample(self) -> None:
         self._sampling.close()
         self._sample = None
+
+    def _discard(self) -> None:
+        self._end_sample()
+        self._zeros.stop()

@@ -118,6 +118,26 @@ def test_results_are_bit_for_bit_the_same_with_and_without(precision, make_train
     assert sparsity == pytest.approx(mean_by_hand(network(), batches.dataset.tensors[0]), abs=0.01)
 
 
+SETTINGS = {
+    "default": ({}, True, True),
+    "off": ({"every_n_steps": 0}, False, False),
+    "sparsity-alone": ({"every_n_steps": 0, "sparsity": True}, True, False),
+    "steps-alone": ({"sparsity": False}, False, True),
+}
+
+
+@pytest.mark.parametrize(("settings", "has_sparsity", "has_statistics"), SETTINGS.values(), ids=SETTINGS)
+def test_sparsity_and_the_statistics_of_steps_are_logged_each_without_the_other(
+    settings, has_sparsity, has_statistics, make_trainer, batches, tmp_path
+):
+    logger, module = CSVLogger(tmp_path), Classifier(network())
+    trainer = make_trainer(ShiftMonitor(figures=False, **settings), logger=logger, log_every_n_steps=1)
+    trainer.fit(module, batches, batches)
+    assert ("val/sparsity" in trainer.callback_metrics) == has_sparsity
+    assert ("shift_ratio/network.0" in Path(logger.log_dir, "metrics.csv").read_text()) == has_statistics
+    assert ("test/sparsity" in evaluate(trainer, "test", module, batches)) == has_sparsity
+
+
 def test_fitting_logs_every_validation_but_the_sanity_check(make_trainer, batches, data, tmp_path):
     logger, module, states = CSVLogger(tmp_path), Classifier(network()), []
     module.on_validation_epoch_end = lambda: states.append(deepcopy(module.network.state_dict()))

@@ -119,7 +119,7 @@ def test_print_config_shows_the_groups_of_our_callbacks(lcw, capsys):
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["minibatch_init"] == {"target_std": 1.0, "granularity": "layer"}
     monitor = {"every_n_steps": 50, "figures": True, "histograms": False, "include": ["*"], "exclude": []}
-    assert config["shift_monitor"] == monitor
+    assert config["shift_monitor"] == monitor | {"sparsity": None}
 
 
 def test_completion_is_printed_for_bash_and_is_small(capsys):
