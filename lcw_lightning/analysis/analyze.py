@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import PackedSequence
 
-from lcw_lightning.analysis.depth_profile import DepthProfile
-from lcw_lightning.analysis.preflight import monte_carlo
+from lcw_lightning.analysis.preflight import DepthProfile, monte_carlo
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.analysis.verdict import Condition
 from lcw_lightning.constraints.kinds import kind_of

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lcw_lightning.analysis.analyze import report_of
-from lcw_lightning.analysis.depth_profile import DepthProfile
+from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.overrides import override_method, restore_method

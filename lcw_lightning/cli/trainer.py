@@ -5,7 +5,7 @@ from functools import partial
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from lcw_lightning.analysis.depth_profile import DepthProfile
+from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.callbacks.overrides import override_method, restore_method
 from lcw_lightning.checkpoints.export import export

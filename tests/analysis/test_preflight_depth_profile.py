@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from lcw_lightning.analysis.depth_profile import DepthProfile
+from lcw_lightning.analysis.preflight import DepthProfile
 
 
 def profile_of(network, inputs, layers=None):
