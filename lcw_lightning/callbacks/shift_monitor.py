@@ -10,9 +10,9 @@ from typing_extensions import override
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
+from lcw_lightning.observation.compiled import is_compiled
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
-from lcw_lightning.observation.sparsity import is_compiled
 from lcw_lightning.plotting import rgb_array
 from lcw_lightning.plotting.snapshots import plot_snapshots
 from lcw_lightning.weights.weight_ref import named_weights

@@ -13,7 +13,7 @@ from lcw_lightning.constraints.kinds import is_zero_sum
 from lcw_lightning.initialization.edge_of_chaos_plan import Draw, EdgeOfChaosLayer, edge_of_chaos_layers
 from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
 from lcw_lightning.initialization.rescaling import assign_weight_, preactivation_moments, scale_weight_
-from lcw_lightning.observation.hooks import eager_mode
+from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels

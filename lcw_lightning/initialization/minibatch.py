@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lcw_lightning.initialization.rescaling import computes_as_torch, is_scalable, rescale_layer_
-from lcw_lightning.observation.hooks import eager_mode
+from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import named_weights
 

@@ -1,7 +1,7 @@
 """Context managers that show what layers see and send, forward and backward, and leave no hook behind."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from typing import Any, Literal
@@ -11,41 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-__all__ = [
-    "Observer",
-    "Quantity",
-    "eager_mode",
-    "observe",
-]
+from lcw_lightning.observation.compiled import eager_mode
+
+__all__ = ["Observer", "Quantity", "observe"]
 
 Quantity = Literal["input", "preactivation", "preactivation_gradient", "input_gradient"]
 Observer = Callable[[str, Quantity, Tensor], None]
-
-
-class _EagerMode:
-    """Runs compiled networks eagerly while anybody holds it.
-
-    Entered and left in any order, unlike :func:`torch.compiler.set_stance`, which restores what it found: callbacks
-    that each hold it for one training step leave it in the order in which they came.
-    """
-
-    def __init__(self) -> None:
-        self._holders = 0
-        self._stance = ExitStack()
-
-    def __enter__(self) -> None:
-        if self._holders == 0:
-            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
-        self._holders += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._holders -= 1
-        if self._holders == 0:
-            self._stance.close()
-
-
-eager_mode = _EagerMode()
-"""Hooks on a compiled network fire within this context."""
 
 
 @contextmanager

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torchmetrics import Metric
 
 from lcw_lightning.observation.hooks import Quantity, observe
 from lcw_lightning.observation.observed_layers import observed_layers
 
-__all__ = ["ActivationSparsity", "ZeroFractions", "is_compiled"]
+__all__ = ["ActivationSparsity", "ZeroFractions"]
 
 
 class ZeroFractions(Metric):
@@ -111,10 +110,3 @@ class ActivationSparsity:
         nonzeros = values.bool().sum()
         self.nonzeros[name] = self.nonzeros[name] + nonzeros if name in self.nonzeros else nonzeros
         self.sizes[name] = self.sizes.get(name, 0) + values.numel()
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether torch has compiled ``model`` or a part of it, in place or by a wrapper."""
-    by_lightning = getattr(model, "_compiler_ctx", None) is not None
-    wrapped = any(isinstance(part, OptimizedModule) for part in model.modules())
-    return by_lightning or wrapped or any(part._compiled_call_impl is not None for part in model.modules())

@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from lcw_lightning.observation.hooks import eager_mode, observe
-
 
 class Recorder(dict):
     """Keeps clones of what was observed, a list a (name, quantity)."""
@@ -246,27 +244,3 @@ def test_packed_sequences_show_their_data():
     assert torch.equal(recorder["layer", "preactivation"][0], output.data.detach())
     assert recorder["layer", "preactivation_gradient"][0].shape == (7, 3)
     assert recorder["layer", "input_gradient"][0].shape == (7, 4)
-
-
-def backend_calls(function, *contexts):
-    """How often a compiled function's code runs while contexts are entered, then left in the same order."""
-    calls = []
-
-    def backend(graph, example_inputs):
-        return lambda *args: (calls.append(1), graph.forward(*args))[1]
-
-    torch.compiler.reset()
-    compiled = torch.compile(function, backend=backend)
-    for context in contexts:
-        context.__enter__()
-    compiled(torch.ones(3))
-    for context in contexts:
-        context.__exit__(None, None, None)
-    held = len(calls)
-    compiled(torch.ones(3))
-    return held, len(calls)
-
-
-def test_eager_mode_ends_with_its_last_holder_in_any_order():
-    assert backend_calls(torch.sin, eager_mode, eager_mode) == (0, 1)
-    assert backend_calls(torch.sin) == (1, 2)

@@ -1,10 +1,8 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
 
-from lcw_lightning.observation.sparsity import ActivationSparsity, ZeroFractions, is_compiled
+from lcw_lightning.observation.sparsity import ActivationSparsity, ZeroFractions
 
 
 def count(network, batches, chosen=("0", "2", "4")):
@@ -56,15 +54,6 @@ def test_sums_do_not_depend_on_the_order_of_updates():
     found = fractions.compute()
     assert found[0] == 3 / 5
     assert found[1].isnan()  # nothing was there to count
-
-
-def test_what_torch_compiles_is_told_from_what_it_does_not():
-    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    assert not is_compiled(network)
-    assert is_compiled(nn.Sequential(torch.compile(network)))
-    part = copy.deepcopy(network)
-    part[0].compile()
-    assert is_compiled(part)
 
 
 @pytest.mark.parametrize("network", [nn.ReLU(), nn.Sequential(nn.Embedding(3, 2))], ids=["relu", "embedding"])
