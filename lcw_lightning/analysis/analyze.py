@@ -16,6 +16,7 @@ from lcw_lightning.analysis.verdict import Condition
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.weights.restoring import restored, undisturbed
 from lcw_lightning.weights.selection import listed
 
@@ -126,7 +127,7 @@ def report_of(snapshot: Snapshot, loss: float | None) -> Report:
         zero_sum=[
             name
             for name, row in statistics.items()
-            if row.get("constraint_residual", 1.0) < ZERO_SUM or _sums_to_zero(snapshot.layers[name])
+            if row.get(Statistic.CONSTRAINT_RESIDUAL, 1.0) < ZERO_SUM or _sums_to_zero(snapshot.layers[name])
         ],
         input_values={name: sums.number for (name, of), sums in snapshot.sums.items() if of == "input"},
         gradient_values={

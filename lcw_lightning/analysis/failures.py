@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from lcw_lightning.analysis.findings import RESCALE, Condition, Finding, Statistics
+from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.weights.selection import listed
 
 __all__ = [
@@ -27,7 +28,7 @@ def not_finite(statistics: Statistics, loss: float | None) -> Finding | None:
     if loss is not None and not math.isfinite(loss):
         advice = "look for logarithms, divisions and exponentials between the last layer and the loss"
         return Finding(f"Not finite: the loss is {loss}, though all layers give finite numbers.", (advice, PRECISION))
-    if lost := [layer for layer, row in statistics.items() if not math.isfinite(row.get("gradient_std", 0.0))]:
+    if lost := [layer for layer, row in statistics.items() if not math.isfinite(row.get(Statistic.GRADIENT_STD, 0.0))]:
         lost.reverse()
         advice = f"look for roots, norms, divisions and logarithms at zero between {lost[0]!r} and the loss"
         return Finding(f"Not finite: dL/dz of {listed(lost)}, though forward all is finite.", (advice, PRECISION))
@@ -36,14 +37,14 @@ def not_finite(statistics: Statistics, loss: float | None) -> Finding | None:
 
 def _not_finite_forward(layer: str, row: Mapping[str, float], is_first: bool) -> Finding | None:
     finite = {name: math.isfinite(number) for name, number in row.items()}
-    if not finite.get("input_mean", True):
+    if not finite.get(Statistic.INPUT_MEAN, True):
         if is_first:
             return Finding(f"Not finite: what enters {layer!r}.", ("look for NaN and infinity in the data",))
         advice = "look for exponentials, divisions, roots and logarithms there"
         return Finding(f"Not finite: what enters {layer!r}; an activation before it overflows.", (advice, PRECISION))
-    if not finite.get("constraint_residual", True):
+    if not finite.get(Statistic.CONSTRAINT_RESIDUAL, True):
         return Finding(f"Not finite: weights of {layer!r}.", ("go back to weights from before they diverged",))
-    if not finite.get("preactivation_std", True):
+    if not finite.get(Statistic.PREACTIVATION_STD, True):
         return Finding(f"Not finite: what leaves {layer!r}; its sums overflow.", (RESCALE, PRECISION))
     return None
 
@@ -54,12 +55,12 @@ def without_signal(statistics: Statistics, condition: Condition) -> list[str]:
     same = [
         layer
         for layer, row in rows.items()
-        if row.get("preactivation_std") == 0 or row.get("shift_ratio", 0.0) > CONSTANT
+        if row.get(Statistic.PREACTIVATION_STD) == 0 or row.get(Statistic.SHIFT_RATIO, 0.0) > CONSTANT
     ]
     if len(same) == len(rows):
         return same
     single = [layer for layer in same if condition.input_values.get(layer) == 1]
-    return [layer for layer in same if layer in single or math.isnan(rows[layer].get("shift_ratio", math.nan))]
+    return [layer for layer in same if layer in single or math.isnan(rows[layer].get(Statistic.SHIFT_RATIO, math.nan))]
 
 
 def no_signal(layers: Sequence[str], number: int) -> Iterator[Finding]:
@@ -73,7 +74,7 @@ def no_signal(layers: Sequence[str], number: int) -> Iterator[Finding]:
 
 def no_gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     """Say where gradients are exactly zero."""
-    none = [layer for layer, row in statistics.items() if row.get("gradient_std") == 0]
+    none = [layer for layer, row in statistics.items() if row.get(Statistic.GRADIENT_STD) == 0]
     says = f"No gradient at all: dL/dz is exactly zero in {len(none)} of {len(statistics)} layers ({listed(none)})"
     if none and condition.zero:
         advice = "that is how zero-initialized layers start: look at a checkpoint of some steps later"
@@ -94,8 +95,12 @@ def left_out(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
                 "read without a call of its layer works, but cannot be watched",
             ),
         )
-    lost = [layer for layer, row in statistics.items() if "gradient_std" not in row and layer not in condition.frozen]
-    if any("gradient_std" in row for row in statistics.values()) and lost:
+    lost = [
+        layer
+        for layer, row in statistics.items()
+        if Statistic.GRADIENT_STD not in row and layer not in condition.frozen
+    ]
+    if any(Statistic.GRADIENT_STD in row for row in statistics.values()) and lost:
         yield Finding(
             f"The loss does not depend on {listed(lost)}: no gradient reaches them.",
             ("look for a detach(), an argmax, or an output that the loss leaves out",),

@@ -19,6 +19,7 @@ from lcw_lightning.analysis.preflight_verdict import preflight_findings
 from lcw_lightning.analysis.tables import fit_names, layer_table, side_by_side
 from lcw_lightning.analysis.verdict import Condition, Finding, findings
 from lcw_lightning.files import written_atomically
+from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.plotting.preflight import plot_preflight
 from lcw_lightning.plotting.snapshots import plot_snapshots
 
@@ -94,6 +95,7 @@ def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
     figures = plot_snapshots(
         {label: report.statistics for label, report in reports.items()},
         {label: report.values for label, report in reports.items()},
+        Statistic,
     )
     if drawn := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
         figures["preflight"] = plot_preflight(
@@ -111,7 +113,7 @@ def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
 
 def _verdict(label: str, report: Report) -> Iterator[str]:
     heading = (f"{label}: " if label else "") + ("" if report.loss is None else f"loss {report.loss:.4g}; ")
-    if not any("gradient_std" in row for row in report.statistics.values()):
+    if not any(Statistic.GRADIENT_STD in row for row in report.statistics.values()):
         heading += "forward alone, no gradient was seen; "
     if report.preflight is not None:
         yield f"{f'{label}: ' if label else ''}{report.preflight}."

@@ -1,4 +1,4 @@
-"""Tables of layers: a row a layer, a column a statistic."""
+"""Tables with one row per layer and one column per statistic."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,23 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lcw_lightning.analysis.findings import Condition, Statistics
+from lcw_lightning.observation.statistics import Statistic
 
 __all__ = ["fit_names", "layer_table", "side_by_side"]
 
-COLUMNS = {
-    "shift_ratio": "shift\nratio",
-    "shift_angle_degrees": "shift\nangle",
-    "preactivation_std": "std\nof z",
-    "gradient_std": "std of\ndL/dz",
-    "amplification_forward": "V(z)\n/ V(a)",
-    "amplification_backward": "V(dL/da)\n/V(dL/dz)",
-    "sparsity": "zeros\nin a",
-    "dead_units": "dead\nunits",
-}
-FRACTIONS = ("sparsity", "dead_units")
-SIDE_BY_SIDE = ("shift_ratio", "preactivation_std", "gradient_std")
+COLUMNS = [statistic for statistic in Statistic if statistic.heading]
+SIDE_BY_SIDE = (Statistic.SHIFT_RATIO, Statistic.PREACTIVATION_STD, Statistic.GRADIENT_STD)
 SHORTEST_NAME = 12
-RULED = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)  # a line below the headings, which any encoding has
+RULED = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)  # one line of hyphens below the headings, in ASCII
 
 
 def _new_table(headings: Sequence[str]) -> Table:
@@ -37,8 +28,8 @@ def _new_table(headings: Sequence[str]) -> Table:
 
 
 def layer_table(statistics: Statistics, condition: Condition) -> Table:
-    """Return a table with a row a layer, those that were never reached too."""
-    table = _new_table(list(COLUMNS.values()))
+    """Return a table with one row per layer, including the layers that were never reached."""
+    table = _new_table([statistic.heading for statistic in COLUMNS])
     layers = [*statistics, *condition.unreached]
     remarks = {layer: ", ".join(_remarks(condition, layer)) for layer in layers}
     if any(remarks.values()):
@@ -46,24 +37,25 @@ def layer_table(statistics: Statistics, condition: Condition) -> Table:
     for layer in layers:
         row = statistics.get(layer, {})
         table.add_row(
-            Text(layer), *(_number(row, name) for name in COLUMNS), *([remarks[layer]] if remarks[layer] else [])
+            Text(layer), *(_number(row, column) for column in COLUMNS), *([remarks[layer]] if remarks[layer] else [])
         )
     return table
 
 
 def side_by_side(networks: Mapping[str, Statistics]) -> Table:
-    """Return a table with a column a network, for some of the statistics, by label."""
-    table = _new_table([f"{COLUMNS[name]}\n{label}" for name in SIDE_BY_SIDE for label in networks])
+    """Return a table of three statistics, each with one column per network, by label."""
+    table = _new_table([f"{column.heading}\n{label}" for column in SIDE_BY_SIDE for label in networks])
     for layer in dict.fromkeys(layer for statistics in networks.values() for layer in statistics):
         rows = [statistics.get(layer, {}) for statistics in networks.values()]
-        table.add_row(Text(layer), *(_number(row, name) for name in SIDE_BY_SIDE for row in rows))
+        table.add_row(Text(layer), *(_number(row, column) for column in SIDE_BY_SIDE for row in rows))
     return table
 
 
-def _number(row: Mapping[str, float], name: str) -> str:
-    if name not in row:
+def _number(row: Mapping[str, float], statistic: Statistic) -> str:
+    if statistic not in row:
         return "-"
-    return f"{round(100 * row[name], 1):g}%" if name in FRACTIONS else f"{row[name]:.3g}"
+    number = row[statistic]
+    return f"{round(100 * number, 1):g}%" if statistic.scale == "fraction" else f"{number:.3g}"
 
 
 def _remarks(condition: Condition, layer: str) -> list[str]:
@@ -72,7 +64,7 @@ def _remarks(condition: Condition, layer: str) -> list[str]:
 
 
 def fit_names(table: Table, console: Console) -> None:
-    """Fold the names as far as it takes; numbers are never cut, so a narrower terminal wraps the lines."""
+    """Wrap layer names until the table fits the console; never truncate numbers, so wide rows may exceed it."""
 
     def least() -> int:
         return Measurement.get(console, console.options.update(max_width=10_000), table).minimum

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from lcw_lightning.analysis.failures import left_out, no_gradient, no_signal, not_finite, without_signal
 from lcw_lightning.analysis.findings import CONSTRAIN, RESCALE, Condition, Finding, Statistics
+from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.weights.selection import listed
 
 __all__ = ["Condition", "Finding", "findings"]
@@ -54,7 +55,7 @@ def findings(
 
 
 def _gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
-    stds = _column(statistics, "gradient_std", above=0.0)
+    stds = _column(statistics, Statistic.GRADIENT_STD, above=0.0)
     norms = {layer: std * math.sqrt(condition.gradient_values.get(layer, 1)) for layer, std in stds.items()}
     if len(norms) < 2:
         return
@@ -89,7 +90,7 @@ def _change(before: float, after: float) -> str:
 
 
 def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
-    stds = _column(statistics, "preactivation_std", above=0.0)
+    stds = _column(statistics, Statistic.PREACTIVATION_STD, above=0.0)
     if len(stds) < 2:
         return
     first, *_, last = stds
@@ -102,7 +103,7 @@ def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
 
 
 def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
-    ratios = _column(statistics, "shift_ratio", above=LARGE_SHIFT)
+    ratios = _column(statistics, Statistic.SHIFT_RATIO, above=LARGE_SHIFT)
     worst = sorted(ratios, key=ratios.__getitem__, reverse=True)
     if len(statistics) > 1 and worst == list(statistics)[-1:]:
         return  # no activation follows
@@ -119,7 +120,7 @@ def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
 def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     hidden = list(statistics)[1:]  # zeros in the data itself are no dead units
     dead = {
-        layer: statistics[layer].get("dead_units", 0.0)
+        layer: statistics[layer].get(Statistic.DEAD_UNITS, 0.0)
         for layer in hidden
         if _many_dead(statistics[layer], condition.input_values.get(layer, math.inf))
     }
@@ -133,23 +134,23 @@ def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
 
 
 def _many_dead(row: Mapping[str, float], values: float) -> bool:
-    dead = row.get("dead_units", 0.0)
+    dead = row.get(Statistic.DEAD_UNITS, 0.0)
     if values < FEW_VALUES or dead <= MANY_DEAD:
         return False
-    # Living units may all happen to be zero on a small batch, by their activation or by dropout.
-    sparsity_of_living = (row["sparsity"] - dead) / (1 - dead) if dead < 1 else 0.0
+    # On a small batch a living unit may be zero for every sample by chance, by its activation or by dropout.
+    sparsity_of_living = (row[Statistic.SPARSITY] - dead) / (1 - dead) if dead < 1 else 0.0
     return dead - math.pow(sparsity_of_living, values) > MANY_DEAD
 
 
 def _constrain(statistics: Statistics, condition: Condition) -> tuple[str, ...]:
-    shifted = _column(statistics, "shift_ratio", above=LARGE_SHIFT)
+    shifted = _column(statistics, Statistic.SHIFT_RATIO, above=LARGE_SHIFT)
     return (CONSTRAIN,) if shifted.keys() - set(condition.zero_sum) else ()
 
 
 def _rescale(statistics: Statistics) -> tuple[str, ...]:
-    """Advise it unless all layers have the scale that it would give them, activation shift included."""
-    rows = [row for row in statistics.values() if "preactivation_std" in row]
-    scales = [row["preactivation_std"] * math.hypot(1, row.get("shift_ratio", 0.0)) for row in rows]
+    """Advise rescaling unless all layers already have the scale that it sets, activation shift included."""
+    rows = [row for row in statistics.values() if Statistic.PREACTIVATION_STD in row]
+    scales = [row[Statistic.PREACTIVATION_STD] * math.hypot(1, row.get(Statistic.SHIFT_RATIO, 0.0)) for row in rows]
     return () if all(0.5 < scale < 2 for scale in scales) and scales else (RESCALE,)
 
 

@@ -13,6 +13,7 @@ from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_
 from lcw_lightning.observation.compiled import is_compiled
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.plotting import rgb_array
 from lcw_lightning.plotting.snapshots import plot_snapshots
 from lcw_lightning.weights.weight_ref import named_weights
@@ -178,7 +179,7 @@ class ShiftMonitor(Callback):
         scalars = {f"{name}/{layer}": value for layer, row in statistics.items() for name, value in row.items()}
         images = {}
         if self._plots:
-            figures = plot_snapshots({"": statistics}, {"": values})
+            figures = plot_snapshots({"": statistics}, {"": values}, Statistic)
             images = {tag: rgb_array(figure) for tag, figure in figures.items()}
         for logger in trainer.loggers:
             if not self._has_charts:

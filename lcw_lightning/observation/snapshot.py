@@ -10,7 +10,7 @@ from lcw_lightning.observation.hooks import Quantity, observe
 from lcw_lightning.observation.moments import ChannelSums, NetworkMoments, Series
 from lcw_lightning.observation.observed_layers import ObservedLayer
 from lcw_lightning.observation.samples import ValueSamples
-from lcw_lightning.observation.statistics import WeightFacts, network_statistics
+from lcw_lightning.observation.statistics import Statistic, WeightFacts, network_statistics
 
 __all__ = ["Snapshot"]
 
@@ -73,8 +73,8 @@ class Snapshot:
         self.moments.update(self.sums)
         found = network_statistics(self.moments, self.layers, self.facts)
         for statistics in found.values():
-            if "gradient_std" in statistics:
-                statistics["gradient_std"] /= self.gradient_scale
+            if Statistic.GRADIENT_STD in statistics:
+                statistics[Statistic.GRADIENT_STD] /= self.gradient_scale
         return {name: found[name] for name in (*forward_order, *found) if name in found}
 
     def values(self) -> dict[tuple[str, Quantity], Tensor]:

@@ -1,7 +1,8 @@
-"""The statistics of activation shift, read from moments."""
+"""The statistics of activation shift: what each is, how it is shown, and how it follows from moments."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from enum import Enum
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +10,65 @@ from torch import Tensor
 from lcw_lightning.observation.moments import NetworkMoments, Series
 from lcw_lightning.observation.observed_layers import ObservedLayer
 
-__all__ = ["WeightFacts", "network_statistics"]
+__all__ = ["Statistic", "WeightFacts", "network_statistics"]
+
+
+Scale = Literal["logarithmic", "linear", "fraction"]
+
+
+class Statistic(str, Enum):
+    r"""The statistics of a layer ``z = W a`` (bias left out), by the name under which they are logged.
+
+    V is the mean of the channels' variances. :class:`~lcw_lightning.observation.observed_layers.ObservedLayer` says
+    what z and a are in other layers. A new statistic needs a row here and its formula in :func:`network_statistics`.
+
+    Attributes:
+        heading: Of its column in the table of layers; empty for those that the table leaves out.
+        label: Of its axis in figures, the unit included.
+        scale: ``logarithmic`` for numbers that may span decades, ``fraction`` for those from 0 to 1, else ``linear``.
+
+    Example:
+        >>> Statistic("sparsity").scale
+        'fraction'
+    """
+
+    SHIFT_RATIO = "shift_ratio", "shift\nratio", "0 = no activation shift", "logarithmic"
+    r""":math:`\sqrt{\mathrm{mean}_i E[z_i]^2 / \mathrm{mean}_i V[z_i]}`; 0 means no activation shift."""
+    SHIFT_ANGLE_DEGREES = "shift_angle_degrees", "shift\nangle", "degrees off orthogonal", "linear"
+    r"""Mean over units of :math:`|90 - \angle(w_i, E[a])|`; 0 means weights orthogonal to the mean input
+    (Proposition 2)."""
+    INPUT_MEAN = "input_mean", "", "mean of a", "linear"
+    """Mean over features of E[a_j]."""
+    INPUT_MEAN_SPREAD = "input_mean_spread", "", "std of E[a] over features", "logarithmic"
+    """Standard deviation over features of E[a_j]; 0 means that P_gamma of Definition 1 holds."""
+    PREACTIVATION_STD = "preactivation_std", "std\nof z", "std of z", "logarithmic"
+    """The square root of V(z); the same in all layers of a healthy network."""
+    GRADIENT_STD = "gradient_std", "std of\ndL/dz", "std of dL/dz", "logarithmic"
+    """The square root of V(dL/dz); the same in all layers of a healthy network."""
+    AMPLIFICATION_FORWARD = "amplification_forward", "V(z)\n/ V(a)", "V(z) / V(a)", "logarithmic"
+    """V(z) / V(a); with zero-sum weights equal to the next one (Proposition 4)."""
+    AMPLIFICATION_BACKWARD = "amplification_backward", "V(dL/da)\n/V(dL/dz)", "V(dL/da) / V(dL/dz)", "logarithmic"
+    """V(dL/da) / V(dL/dz) (Proposition 5)."""
+    SPARSITY = "sparsity", "zeros\nin a", "fraction of zeros in a", "fraction"
+    """Fraction of exact zeros in a."""
+    DEAD_UNITS = "dead_units", "dead\nunits", "fraction of all inputs", "fraction"
+    """Fraction of input features that are zero for every sample."""
+    CONSTRAINT_RESIDUAL = "constraint_residual", "", "max |sum(w)| / |w|", "logarithmic"
+    r""":math:`\max_i |\sum_j w_{ij}| / \|w_i\|`; 0 up to rounding under LCW and centered weight normalization."""
+
+    _value_: str
+    heading: str
+    label: str
+    scale: Scale
+
+    def __new__(cls, name: str, heading: str, label: str, scale: Scale) -> "Statistic":
+        """Return a string, the name, with attributes."""
+        statistic = str.__new__(cls, name)
+        statistic._value_ = name
+        statistic.heading, statistic.label, statistic.scale = heading, label, scale
+        return statistic
+
+    __str__ = str.__str__  # before Python 3.11 there is no StrEnum
 
 
 class WeightFacts(NamedTuple):
@@ -47,52 +106,40 @@ class WeightFacts(NamedTuple):
 def network_statistics(
     moments: NetworkMoments, layers: Mapping[str, ObservedLayer], facts: Mapping[str, WeightFacts]
 ) -> dict[str, dict[str, float]]:
-    r"""Return the activation-shift statistics of each layer ``z = W a`` (bias left out), numbers by name.
+    """Return the value of every :class:`Statistic` of each layer, by name.
 
-    ========================== ==========================================================================
-    ``shift_ratio``            :math:`\sqrt{\mathrm{mean}_i E[z_i]^2 / \mathrm{mean}_i V[z_i]}`; 0: no shift
-    ``shift_angle_degrees``    mean over units of :math:`|90 - \angle(w_i, E[a])|` (Proposition 2)
-    ``input_mean``             mean over features of :math:`E[a_j]`
-    ``input_mean_spread``      std over features of :math:`E[a_j]`; 0: P_gamma of Definition 1 holds
-    ``preactivation_std``      :math:`\sqrt{\mathrm{mean}_i V[z_i]}`
-    ``gradient_std``           the same for dL/dz
-    ``amplification_forward``  V(z) / V(a), V being the mean of the channels' variances (Proposition 4)
-    ``amplification_backward`` V(dL/da) / V(dL/dz) (Proposition 5)
-    ``sparsity``               fraction of exact zeros in a
-    ``dead_units``             fraction of input features that are zero on every sample
-    ``constraint_residual``    :math:`\max_i |\sum_j w_{ij}| / \|w_i\|`; 0 up to rounding under LCW
-    ========================== ==========================================================================
-
-    For what z is of other layers, see :class:`~lcw_lightning.observation.observed_layers.ObservedLayer`. Layers that
-    were not called are left out, and so are statistics of gradients where there were none.
+    Layers that were not called are left out, and so are statistics of gradients where there were none.
 
     Args:
-        moments: What was seen, on all ranks.
-        layers: Those that ``moments`` was made for.
+        moments: Of all tensors that the layers have seen, on all ranks.
+        layers: The layers that ``moments`` was made for.
         facts: Of the weights that the layers used, by layer.
     """
     count, mean, variance, zeros = moments.compute()
     pooled = moments.mean_by_layer
     means, variances, seen = pooled(mean), pooled(variance), pooled(count)
     shift, degrees, spread = _shift_angle_spread(moments, layers, facts, mean)
-    values: dict[str, tuple[Series, Tensor]] = {
-        "shift_ratio": ("preactivation", (pooled(shift**2)["preactivation"] / variances["preactivation"]).sqrt()),
-        "shift_angle_degrees": ("projection", pooled(degrees)["projection"]),
-        "input_mean": ("input", means["input"]),
-        "input_mean_spread": ("input", pooled(spread**2)["input"].sqrt()),
-        "preactivation_std": ("preactivation", variances["preactivation"].sqrt()),
-        "gradient_std": ("preactivation_gradient", variances["preactivation_gradient"].sqrt()),
-        "amplification_forward": ("preactivation", variances["preactivation"] / variances["input"]),
-        "amplification_backward": ("input_gradient", variances["input_gradient"] / variances["preactivation_gradient"]),
-        "sparsity": ("input", pooled(zeros)["input"]),
-        "dead_units": ("input", pooled((zeros == 1).double())["input"]),
-        "constraint_residual": ("input", _residuals([facts[name] for name in layers])),
+    z, dz, a, da = (
+        variances[series] for series in ("preactivation", "preactivation_gradient", "input", "input_gradient")
+    )
+    values: dict[Statistic, tuple[Series, Tensor]] = {
+        Statistic.SHIFT_RATIO: ("preactivation", (pooled(shift**2)["preactivation"] / z).sqrt()),
+        Statistic.SHIFT_ANGLE_DEGREES: ("projection", pooled(degrees)["projection"]),
+        Statistic.INPUT_MEAN: ("input", means["input"]),
+        Statistic.INPUT_MEAN_SPREAD: ("input", pooled(spread**2)["input"].sqrt()),
+        Statistic.PREACTIVATION_STD: ("preactivation", z.sqrt()),
+        Statistic.GRADIENT_STD: ("preactivation_gradient", dz.sqrt()),
+        Statistic.AMPLIFICATION_FORWARD: ("preactivation", z / a),
+        Statistic.AMPLIFICATION_BACKWARD: ("input_gradient", da / dz),
+        Statistic.SPARSITY: ("input", pooled(zeros)["input"]),
+        Statistic.DEAD_UNITS: ("input", pooled((zeros == 1).double())["input"]),
+        Statistic.CONSTRAINT_RESIDUAL: ("input", _residuals([facts[name] for name in layers])),
     }
     table = torch.stack([row for series, vector in values.values() for row in (vector, seen[series])])
     found: dict[str, dict[str, float]] = {}
     for name, column in zip(layers, table.t().tolist(), strict=True):
         triples = zip(values, column[::2], column[1::2], strict=True)
-        found[name] = {statistic: number for statistic, number, count in triples if count > 0}
+        found[name] = {statistic.value: number for statistic, number, count in triples if count > 0}
     return {name: statistics for name, statistics in found.items() if statistics}
 
 

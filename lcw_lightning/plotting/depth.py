@@ -1,7 +1,8 @@
-"""A statistic of all layers against depth."""
+"""One statistic of all layers against depth."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,38 +12,33 @@ from numpy.typing import NDArray
 
 from lcw_lightning.plotting.panels import COLORS, TICK_SIZE, panel_grid, set_style, shortened, show_exponent
 
-__all__ = ["plot_against_depth"]
+__all__ = ["Scale", "plot_against_depth"]
 
-READS = {
-    "shift_ratio": "0 = no activation shift",
-    "shift_angle_degrees": "degrees off orthogonal",
-    "input_mean": "mean of a",
-    "input_mean_spread": "std of E[a] over features",
-    "preactivation_std": "std of z",
-    "gradient_std": "std of dL/dz",
-    "amplification_forward": "V(z) / V(a)",
-    "amplification_backward": "V(dL/da) / V(dL/dz)",
-    "sparsity": "fraction of zeros in a",
-    "dead_units": "fraction of all inputs",
-    "constraint_residual": "max |sum(w)| / |w|",
-}
-FRACTIONS = ("sparsity", "dead_units")
-ALWAYS_LINEAR = (*FRACTIONS, "shift_angle_degrees", "input_mean")
+Scale = Literal["logarithmic", "linear", "fraction"]
+
 MAX_NAMES = 10  # more layers are numbered
 MAX_NAME_LENGTH = 16
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def plot_against_depth(statistic: str, lines: Mapping[str, Sequence[float]], layers: Sequence[str]) -> Figure:
-    """Draw one statistic of all layers against their number, a line a label.
+def plot_against_depth(
+    statistic: str,
+    lines: Mapping[str, Sequence[float]],
+    layers: Sequence[str],
+    label: str = "",
+    scale: Scale = "logarithmic",
+) -> Figure:
+    """Plot one statistic of all layers against the layers' numbers, with one line per label.
 
-    The scale is logarithmic for positive numbers that span more than a decade, unless they are fractions, angles or
-    means. NaN leaves a gap; infinity, and zero on a logarithmic scale, become triangles at the edge.
+    NaN leaves a gap; infinity, and zero on a logarithmic scale, become triangles at the edge.
 
     Args:
         statistic: Its name, such as ``shift_ratio``.
-        lines: Numbers of all layers from input to output, by label; ``""`` labels a line that is alone.
+        lines: Numbers of all layers from input to output, by label; the label is ``""`` if there is only one line.
         layers: Their names.
+        label: Of the y axis.
+        scale: ``logarithmic`` is used for positive numbers that span more than a decade, and is linear for others;
+            ``fraction`` is linear and goes to 1.
 
     Raises:
         ValueError: A line has more or fewer numbers than there are layers.
@@ -53,18 +49,18 @@ def plot_against_depth(statistic: str, lines: Mapping[str, Sequence[float]], lay
         >>> figure.axes[0].get_yscale()
         'log'
     """
-    values = {label: np.array(line, dtype=float) for label, line in lines.items()}
-    for label, line in values.items():
+    values = {name: np.array(line, dtype=float) for name, line in lines.items()}
+    for name, line in values.items():
         if len(line) != len(layers):
-            raise ValueError(f"{statistic} needs {len(layers)} numbers, one a layer; line {label!r} has {len(line)}.")
+            raise ValueError(f"{statistic} needs {len(layers)} numbers, one per layer; line {name!r} has {len(line)}.")
     names = _short_names(layers) if len(layers) <= MAX_NAMES else []
     bottom = 0.25 + 0.04 * max(map(len, names)) if names else 0.55
     figure, ((axes,),) = panel_grid(1, 1, width=2.6, height=2.35 - bottom, bottom=bottom)
-    set_style(axes, statistic.replace("_", " "), "" if names else "layer", READS.get(statistic, ""))
+    set_style(axes, statistic.replace("_", " "), "" if names else "layer", label)
     _number_layers(axes, len(layers), names)
-    _set_scale(axes, statistic, np.concatenate(list(values.values())))
-    for (label, line), color in zip(values.items(), cycle(COLORS), strict=False):
-        _draw_line(axes, line, color, label)
+    _set_scale(axes, scale, np.concatenate(list(values.values())))
+    for (name, line), color in zip(values.items(), cycle(COLORS), strict=False):
+        _plot_line(axes, line, color, name)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=TICK_SIZE, frameon=False)
     return figure
@@ -86,11 +82,11 @@ def _number_layers(axes: Axes, count: int, names: Sequence[str]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
 
 
-def _set_scale(axes: Axes, statistic: str, values: NDArray[np.float64]) -> None:
+def _set_scale(axes: Axes, scale: Scale, values: NDArray[np.float64]) -> None:
     finite = values[np.isfinite(values)]
     positive = finite[finite > 0]
     spans_decades = len(positive) > 0 and positive.max() > 10 * positive.min()
-    if spans_decades and finite.min() >= 0 and statistic not in ALWAYS_LINEAR:
+    if spans_decades and finite.min() >= 0 and scale == "logarithmic":
         # Whole decades, so that at least two ticks carry a number.
         lowest, highest = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
         axes.set(yscale="log", ylim=(0.7 * 10**lowest, 1.4 * 10**highest))
@@ -98,7 +94,7 @@ def _set_scale(axes: Axes, statistic: str, values: NDArray[np.float64]) -> None:
         axes.yaxis.set_major_formatter(_power_of_ten)
         return
     lowest, highest = min(0.0, finite.min(initial=0.0)), max(0.0, finite.max(initial=0.0))
-    if statistic in FRACTIONS or lowest == highest:
+    if scale == "fraction" or lowest == highest:
         highest = 1.0
     margin = 0.05 * (highest - lowest)
     axes.set_ylim(lowest - margin, highest + margin)
@@ -106,15 +102,15 @@ def _set_scale(axes: Axes, statistic: str, values: NDArray[np.float64]) -> None:
 
 
 def _power_of_ten(value: float, _: float) -> str:
-    # matplotlib's own formatter parses TeX, which takes longer than all else.
+    # matplotlib's own formatter parses TeX, which takes longer than everything else in the figure.
     return f"10{str(round(np.log10(value))).translate(SUPERSCRIPTS)}"
 
 
-def _draw_line(axes: Axes, line: NDArray[np.float64], color: str, label: str) -> None:
+def _plot_line(axes: Axes, line: NDArray[np.float64], color: str, label: str) -> None:
     numbers = np.arange(1, len(line) + 1)
     zero = (line == 0) & (axes.get_yscale() == "log")
-    drawn = np.isfinite(line) & ~zero
-    axes.plot(numbers, np.where(drawn, line, np.nan), ".-", color=color, linewidth=1.5, markersize=6, label=label)
+    shown = np.isfinite(line) & ~zero
+    axes.plot(numbers, np.where(shown, line, np.nan), ".-", color=color, linewidth=1.5, markersize=6, label=label)
     for where, marker, height, name in (
         (np.isposinf(line), "^", 1.0, "infinite"),
         (np.isneginf(line), "v", 0.0, "-infinite"),

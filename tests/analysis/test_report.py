@@ -149,7 +149,7 @@ def test_figures_are_whole_pngs_and_nothing_else_is_left(analyzed, tmp_path):
         assert 200 < height < 2000
 
 
-def test_a_report_of_numbers_that_are_not_finite_is_drawn(tmp_path):
+def test_a_report_of_numbers_that_are_not_finite_is_plotted(tmp_path):
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     analyze(network, (torch.full((8, 4), torch.nan), torch.zeros(8, dtype=torch.int64))).save(tmp_path)
     assert len(list(tmp_path.rglob("*.png"))) == 13

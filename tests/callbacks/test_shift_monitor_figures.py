@@ -59,13 +59,13 @@ def test_every_figure_is_an_image_that_shows_something(fit, figures):
         assert (image == 255).all(axis=2).mean() > 0.5, tag
 
 
-def test_samples_0_4_16_and_so_on_and_the_last_are_drawn(fit, figures):
+def test_samples_0_4_16_and_so_on_and_the_last_are_plotted(fit, figures):
     events = fit(ShiftMonitor(every_n_steps=2), max_steps=40)
     assert {tuple(steps(events, tag)) for tag in figures} == {(0, 8, 32, 38)}
     assert len(events.Scalars("shift_ratio/head")) == 20
 
 
-def test_the_last_sample_is_drawn_where_the_number_of_steps_is_no_multiple(fit):
+def test_the_last_sample_is_plotted_where_the_number_of_steps_is_no_multiple(fit):
     assert steps(fit(ShiftMonitor(every_n_steps=5), max_epochs=4, max_steps=-1)) == [0, 15]
 
 
@@ -94,12 +94,12 @@ def test_where_nobody_knows_the_end_no_sample_is_taken_for_the_last(settings, ca
     assert steps(fit(ShiftMonitor(every_n_steps=1), *callbacks, data=data, **settings)) == [0, 4]
 
 
-def test_a_known_end_of_an_iterable_data_set_is_drawn(fit):
+def test_a_known_end_of_an_iterable_data_set_is_plotted(fit):
     data = DataLoader(Endless(10**6), batch_size=4)
     assert steps(fit(ShiftMonitor(every_n_steps=3), data=data, max_steps=11)) == [0, 9]
 
 
-def test_two_optimizers_that_step_in_turn_draw_no_more_figures_than_one(make_project, fit):
+def test_two_optimizers_that_step_in_turn_plot_no_more_figures_than_one(make_project, fit):
     project = make_project()
     project.automatic_optimization = False
     training_step = project.training_step
@@ -117,7 +117,7 @@ def test_two_optimizers_that_step_in_turn_draw_no_more_figures_than_one(make_pro
     assert steps(events) == [0, 16, 20]  # of 24 the trainer takes the one at 20 for the last: it counts batches
 
 
-def test_a_resumed_run_draws_the_samples_that_the_whole_run_would(make_project, make_trainer, loader, fit):
+def test_a_resumed_run_plots_the_samples_that_the_whole_run_would(make_project, make_trainer, loader, fit):
     trainer = make_trainer(enable_checkpointing=True, max_epochs=1)
     trainer.fit(make_project(), loader)
     path = trainer.checkpoint_callback.best_model_path
@@ -139,7 +139,7 @@ def test_without_figures_there_are_scalars_and_charts_alone(fit):
 
 
 @both
-def test_one_chart_a_statistic_shows_all_of_its_layers(fit, statistics):
+def test_one_chart_per_statistic_shows_all_of_its_layers(fit, statistics):
     events = fit(ShiftMonitor(figures=False))
     (event,) = events.Tensors("custom_scalars__config__")
     (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
@@ -171,7 +171,7 @@ def test_a_layer_that_is_never_called_breaks_neither_figures_nor_histograms(make
     assert not [tag for tag in (*events.Tags()["histograms"], *events.Tags()["scalars"]) if tag.endswith("idle")]
 
 
-def test_a_run_that_diverges_is_still_drawn(make_project, fit, figures):
+def test_a_run_that_diverges_is_still_plotted(make_project, fit, figures):
     project = make_project()
     with torch.no_grad():
         project.body[0].weight[0] = torch.nan

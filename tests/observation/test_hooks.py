@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
+from lcw_lightning.observation.hooks import observe
+
 
 class Recorder(dict):
     """Keeps clones of what was observed, a list a (name, quantity)."""

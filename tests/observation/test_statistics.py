@@ -1,4 +1,4 @@
-"""The statistics of activation shift; tests/test_snapshot.py holds them against the textbook, layer kind by kind."""
+"""The statistics of activation shift; test_snapshot.py compares them with the textbook, for every kind of layer."""
 
 import pytest
 import torch

@@ -10,9 +10,9 @@ INF, NAN = math.inf, math.nan
 HIDDEN = [f"network.hidden.{number}.linear" for number in range(50)]
 
 
-def axes_of(statistic, *values, layers=HIDDEN):
+def axes_of(statistic, *values, layers=HIDDEN, **settings):
     lines = {f"line {number}": line for number, line in enumerate(values)}
-    (axes,) = plot_against_depth(statistic, lines, layers[: len(values[0])]).axes
+    (axes,) = plot_against_depth(statistic, lines, layers[: len(values[0])], **settings).axes
     return axes
 
 
@@ -31,22 +31,24 @@ def test_a_line_alone_needs_no_legend():
 
 
 @pytest.mark.parametrize(
-    ("statistic", "values", "scale"),
+    ("scale", "values", "shown"),
     [
-        ("gradient_std", [1e-9, 1e-3], "log"),
-        ("gradient_std", [0.0, 1e-9, INF, NAN, 1e-3], "log"),
-        ("gradient_std", [1e-3, 2e-3], "linear"),
-        ("gradient_std", [0.0, 1e-3], "linear"),
-        ("gradient_std", [-1.0, 1e3], "linear"),
-        ("sparsity", [1e-4, 1.0], "linear"),
-        ("dead_units", [1e-4, 1.0], "linear"),
-        ("shift_angle_degrees", [1e-4, 80.0], "linear"),
-        ("input_mean", [1e-4, 80.0], "linear"),
-        ("a statistic of somebody else", [1e-4, 80.0], "log"),
+        ("logarithmic", [1e-9, 1e-3], "log"),
+        ("logarithmic", [0.0, 1e-9, INF, NAN, 1e-3], "log"),
+        ("logarithmic", [1e-3, 2e-3], "linear"),
+        ("logarithmic", [0.0, 1e-3], "linear"),
+        ("logarithmic", [-1.0, 1e3], "linear"),
+        ("fraction", [1e-4, 0.5], "linear"),
+        ("linear", [1e-4, 80.0], "linear"),
     ],
 )
-def test_the_scale_follows_from_the_statistic_and_the_numbers(statistic, values, scale):
-    assert axes_of(statistic, values).get_yscale() == scale
+def test_the_scale_follows_from_the_setting_and_the_numbers(scale, values, shown):
+    assert axes_of("shift_ratio", values, scale=scale).get_yscale() == shown
+
+
+def test_a_fraction_is_shown_between_0_and_1_and_other_numbers_up_to_the_largest():
+    assert axes_of("sparsity", [0.1, 0.5], scale="fraction").get_ylim() == pytest.approx((-0.05, 1.05))
+    assert axes_of("sparsity", [0.1, 0.5], scale="linear").get_ylim() == pytest.approx((-0.025, 0.525))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_nan_leaves_a_gap_while_infinity_and_zero_are_marked_at_the_edge():
 
 
 @pytest.mark.parametrize("values", [[NAN] * 3, [INF, -INF, NAN]], ids=["nan", "infinite"])
-def test_what_holds_no_number_at_all_is_still_drawn(values):
+def test_what_holds_no_number_at_all_is_still_plotted(values):
     axes = axes_of("shift_ratio", values)
     assert rgb_array(axes.figure).std() > 0
 
@@ -100,7 +102,7 @@ def test_any_names_are_shown(layers):
 
 
 def test_labels_say_what_is_shown_and_all_text_stays_within_the_picture():
-    axes = axes_of("gradient_std", [1e-12 * 10**number for number in range(10)])
+    axes = axes_of("gradient_std", [1e-12 * 10**number for number in range(10)], label="std of dL/dz")
     assert (axes.get_title(), axes.get_ylabel()) == ("gradient std", "std of dL/dz")
     image = rgb_array(axes.figure)
     assert image.shape == (270, 360, 3)  # the width of a card in a window of 1280 pixels
@@ -109,10 +111,10 @@ def test_labels_say_what_is_shown_and_all_text_stays_within_the_picture():
     assert all(re.fullmatch("10⁻?[¹²³⁴⁵⁶⁷⁸⁹⁰]+", label.get_text()) for label in axes.get_yticklabels())
 
 
-def test_more_lines_than_colours_are_drawn():
+def test_more_lines_than_colours_are_plotted():
     assert len(axes_of("shift_ratio", *[[number, number] for number in range(11)]).lines) == 11
 
 
 def test_a_line_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="shift_ratio needs 3 numbers, one a layer; line 'LCW' has 2"):
+    with pytest.raises(ValueError, match="shift_ratio needs 3 numbers, one per layer; line 'LCW' has 2"):
         plot_against_depth("shift_ratio", {"LCW": [1.0, 2.0]}, HIDDEN[:3])

@@ -25,7 +25,7 @@ def test_zero_is_white_where_there_are_negative_numbers_and_there_alone():
 
 
 @pytest.mark.parametrize("fill", [0.0, -1.0, torch.nan], ids=str)
-def test_constant_and_broken_matrices_are_drawn(fill):
+def test_constant_and_broken_matrices_are_plotted(fill):
     assert rgb_array(plot_heat_maps({"W": torch.full((3, 4), fill)})).std() > 0
 
 

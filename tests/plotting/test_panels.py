@@ -46,7 +46,7 @@ def test_figures_belong_to_nobody():
     assert dict(matplotlib.rcParams) == settings
 
 
-def test_drawn_figures_go_with_their_last_reference():
+def test_rendered_figures_go_with_their_last_reference():
     def objects_left(times, keep):
         gc.collect()
         before = len(gc.get_objects())

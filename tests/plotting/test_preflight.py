@@ -39,7 +39,7 @@ def test_numbers_that_are_not_finite_end_at_the_edge(value):
         assert heights.max() == high or value != math.inf
 
 
-def test_a_check_in_which_all_failed_is_drawn():
+def test_a_check_in_which_all_failed_is_plotted():
     failed = torch.full((3, 4), math.inf)
     image = rgb_array(plot_preflight({"": failed}, {"": failed}))
     assert image.min() < 100  # axes and labels are there

@@ -2,10 +2,14 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from lcw_lightning.plotting import QUANTILES, rgb_array
-from lcw_lightning.plotting.snapshots import plot_snapshots
+from lcw_lightning.observation.statistics import Statistic
+from lcw_lightning.plotting import QUANTILES, rgb_array, snapshots
 
 LAYERS = ["first", "second", "third"]
+
+
+def plot_snapshots(statistics, values):
+    return snapshots.plot_snapshots(statistics, values, Statistic)
 
 
 def row(value):
@@ -35,7 +39,7 @@ def whiskers(axes):
     return {round(x): (low, high) for (x, low), (_, high) in segments}
 
 
-def test_a_lone_snapshot_has_a_figure_a_statistic_one_of_layers_and_one_a_layer_of_units():
+def test_one_snapshot_has_one_figure_per_statistic_one_of_layers_and_one_per_layer_of_units():
     figures = plot_snapshots({"": rows()}, {"": samples()})
     assert list(figures) == ["depth/shift_ratio", "depth/gradient_std", "boxes/by_layer", "units/second", "units/third"]
     assert line(figures["depth/shift_ratio"].axes[0]) == [1, 2, 3]
@@ -110,8 +114,19 @@ def test_every_figure_has_ink_of_its_data():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
-def test_numbers_that_are_not_finite_are_drawn_as_gaps_or_marks(bad):
+def test_numbers_that_are_not_finite_are_plotted_as_gaps_or_marks(bad):
     values = {key: torch.full_like(value, bad) for key, value in samples().items()}
     statistics = {layer: dict.fromkeys(row(1), bad) for layer in LAYERS}
     for figure in plot_snapshots({"": statistics}, {"": values}).values():
         assert rgb_array(figure).ndim == 3
+
+
+@pytest.mark.parametrize("statistic", Statistic, ids=str)
+def test_axes_are_labelled_and_scaled_as_the_statistic_says(statistic):
+    spread = {"first": {statistic.value: 1e-4}, "second": {statistic.value: 1.0}}
+    (axes,) = plot_snapshots({"": spread}, {"": {}})[f"depth/{statistic}"].axes
+    linear = ("sparsity", "dead_units", "shift_angle_degrees", "input_mean")
+    assert axes.get_yscale() == ("linear" if statistic in linear else "log")
+    assert axes.get_ylabel() == statistic.label
+    assert statistic.label
+    assert axes.get_title() == statistic.replace("_", " ")
