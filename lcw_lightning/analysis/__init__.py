@@ -1,6 +1,6 @@
-"""The doctor: what one minibatch shows of every layer, and what it means in plain words.
+"""Analysis: the statistics of every layer on one minibatch, and a verdict on them in plain words.
 
-Reads what ``observation`` has seen and which constraints weights are under. It changes no network and needs no Trainer.
+Reads the numbers of ``observation`` and the constraints of weights. It changes no network and needs no Trainer.
 """
 
 from lcw_lightning.analysis.analyze import analyze

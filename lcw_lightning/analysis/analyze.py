@@ -1,4 +1,4 @@
-"""One minibatch through any network and loss: what every layer shows, before a step is trained."""
+"""analyze: send one minibatch through any network and loss, and report on every layer before training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from lcw_lightning.weights.selection import listed
 
 __all__ = ["analyze", "report_of"]
 
-ZERO_SUM = 1e-3  # largest sum of a unit's weights over their norm that counts as zero
+ZERO_SUM = 1e-3  # the sum of a unit's weights, divided by their norm, counts as zero below this
 
 
 def analyze(
@@ -38,19 +38,19 @@ def analyze(
     """Send one minibatch through a network, forward and backward, and report on every layer.
 
     The network is left as it was: weights, gradients, modes, buffers (BatchNorm statistics among them) and torch's
-    random number generators. It runs in the modes that its modules are in: in training mode, as training will see it.
-    Your own hooks run as they would in training, but for those that wait for an accumulated gradient.
+    random number generators. It runs in the modes that its modules are in; put it in training mode to see what
+    training will see. Your own hooks run as they would in training, except for those on accumulated gradients.
 
     Args:
         network: Any module with a layer of the kinds that :func:`~lcw_lightning.constrain` knows.
         batch: A pair ``(inputs, targets)``, or inputs alone. Inputs are what the network takes: a tensor or a packed
-            sequence, a tuple or list of arguments, a mapping of keyword arguments. Several samples: of one alone
-            nothing varies.
-        loss: Maps ``(outputs, targets)``, or without targets the outputs, to a scalar. Unless given it is the
+            sequence, a tuple or list of arguments, a mapping of keyword arguments. Give several samples, because the
+            statistics are about what varies between them.
+        loss: Maps ``(outputs, targets)``, or without targets the outputs, to a scalar. The default is the
             cross-entropy of logits and class numbers; without targets and without a loss there is no backward pass.
-        redraw: Draws the network's weights anew, in place: a pre-flight check follows q and gradients through the
-            hidden layers, those before the last, over ``draws`` draws, and joins the report.
-        draws: How many.
+        redraw: Draws the network's weights anew, in place. If given, the report includes a pre-flight check, which
+            follows q and gradients through the hidden layers (those before the last one) over ``draws`` draws.
+        draws: Number of draws of the weights.
         include: Glob patterns on weight names ``layer.weight``.
         exclude: Glob patterns of weights to leave out.
 
@@ -58,9 +58,9 @@ def analyze(
         The report: print it, read its ``statistics`` and ``findings``, ``save(folder)`` it as JSON and figures.
 
     Raises:
-        ValueError: A pattern that matches no weight, a network that calls none of its layers, outputs and targets that
-            cross-entropy does not take, or a loss that is no scalar or does not depend on the network; for a pre-flight
-            check no loss, no draws or fewer than two hidden layers.
+        ValueError: A pattern matches no weight, the network calls none of its layers, cross-entropy does not take the
+            outputs and targets, or the loss is not a scalar or does not depend on the network; for a pre-flight check
+            also if there is no loss, no draw, or fewer than two hidden layers.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -86,7 +86,7 @@ def analyze(
 
 
 def _step(network: nn.Module, inputs: Any, targets: list[Any], loss: Callable[..., Tensor] | None) -> float | None:
-    args, kwargs, leaves = _arguments(inputs)  # anew, since a network may have changed the last ones in place
+    args, kwargs, leaves = _arguments(inputs)  # new copies, since a network may change its inputs in place
     outputs = network(*args, **kwargs)
     if loss is None and not targets:
         return None
@@ -105,16 +105,16 @@ def _hidden_layers(
 
 
 def report_of(snapshot: Snapshot, loss: float | None) -> Report:
-    """Return the report of what a snapshot has seen.
+    """Return the report on a snapshot, once its step is done.
 
     Raises:
-        ValueError: It has seen none of its layers.
+        ValueError: None of its layers was called.
     """
     statistics = snapshot.statistics()
     if not statistics:
         raise ValueError(
-            f"none of the layers {listed(snapshot.layers)} was called in this forward pass, and layers whose weights "
-            "are read without calling them cannot be watched."
+            f"none of the layers {listed(snapshot.layers)} was called in this forward pass, and a layer whose weights "
+            "are read without calling it cannot be watched."
         )
     condition = Condition(
         unreached=[name for name in snapshot.layers if name not in statistics],
@@ -140,12 +140,12 @@ def report_of(snapshot: Snapshot, loss: float | None) -> Report:
 
 
 def _sums_to_zero(layer: ObservedLayer) -> bool:
-    """Return whether a constraint says so, whatever half precision makes of the sum."""
+    """Return whether all weights are under a zero-sum constraint, even if half precision rounds their sums."""
     return all(kind_of(ref) in ("lcw", "cwn") for ref in layer.weights.values())
 
 
 def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:
-    """Return positional and keyword arguments, and those leaves of theirs that take a gradient."""
+    """Return positional and keyword arguments, and the leaf tensors among them that take a gradient."""
     leaves: list[Tensor] = []
 
     def differentiable(value: Any) -> Any:
@@ -154,7 +154,7 @@ def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:
         if not (isinstance(value, Tensor) and value.is_floating_point()):
             return value
         leaves.append(value.detach().clone().requires_grad_())
-        return leaves[-1].clone()  # which a network may change in place, unlike a leaf
+        return leaves[-1].clone()  # unlike a leaf, a network may change it in place
 
     if isinstance(inputs, Mapping):
         return [], {name: differentiable(value) for name, value in inputs.items()}, leaves
@@ -189,7 +189,7 @@ def _loss_value(loss: Callable[..., Tensor], outputs: Any, targets: list[Any]) -
 
 
 def _backward(value: Tensor, leaves: list[Tensor]) -> None:
-    # Unlike backward() this leaves the .grad of parameters, and whatever hangs on it, alone.
+    # Unlike backward(), this does not touch the .grad of parameters, nor fire hooks on it.
     gradients = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
     if all(gradient is None for gradient in gradients):
         raise ValueError(

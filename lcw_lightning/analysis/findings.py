@@ -1,42 +1,39 @@
-"""What a report consists of: statistics, what is known of the layers, findings and advice."""
+"""The parts of a report: statistics, the condition of the layers, findings, and advice that several findings give."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 __all__ = ["CONSTRAIN", "Condition", "Finding", "RESCALE", "Statistics"]
 
-
 Statistics = Mapping[str, Mapping[str, float]]
-"""Numbers by name, by layer in forward order."""
+"""The value of each statistic by name, by layer in forward order."""
 
 
 class Condition(NamedTuple):
-    """What is known of the layers beside their statistics: names of layers, and numbers by name."""
+    """What is known of the layers beside their statistics: names of layers, and numbers by layer."""
 
     unreached: Sequence[str] = ()
-    """Never called."""
+    """Layers that were never called."""
     frozen: Sequence[str] = ()
-    """No weight requires a gradient."""
+    """Layers none of whose weights requires a gradient."""
     zero: Sequence[str] = ()
-    """All weights are zero."""
+    """Layers whose weights are all zero."""
     zero_sum: Sequence[str] = ()
-    """Constrained to a zero sum."""
+    """Layers whose weights sum to zero in every unit."""
     input_values: Mapping[str, int] = {}
-    """How many values each input channel had, over samples and positions."""
+    """Number of values per input channel, over samples and positions."""
     gradient_values: Mapping[str, int] = {}
-    """How many values dL/dz had, over channels, samples and positions."""
+    """Number of values of dL/dz, over channels, samples and positions."""
 
 
 class Finding(NamedTuple):
-    """One thing that is the matter, and what to try, the likeliest first."""
+    """One thing that is the matter, and what to try, the most promising first."""
 
     says: str
     advice: tuple[str, ...] = ()
 
 
 CONSTRAIN = "constrain the weights: constrain(network), or ConstraintCallback, or --constraint.kind=lcw"
-
-
 RESCALE = (
     "rescale the weights on a minibatch: minibatch_init_(network, inputs), or MinibatchInitCallback (for sparse "
     "activations draw them at the edge of chaos: edge_of_chaos_init_(network, inputs), or EdgeOfChaosInitCallback)"

@@ -15,10 +15,10 @@ __all__ = ["DepthProfile", "Preflight", "failed_is_infinite", "monte_carlo", "qu
 
 
 class DepthProfile:
-    r"""What one step shows of each layer: q, the mean of :math:`z^2` (bias included), and the norm of dL/dz.
+    r"""The values of q, the mean of :math:`z^2` (bias included), and of the norm of dL/dz in each layer in one step.
 
-    Sums are taken in float64, over all calls of a layer, for each sample by itself. Where layers disagree on the number
-    of samples, as those that take whole sequences do, the whole batch counts as one.
+    Sums are taken in float64, over all calls of a layer, separately for each sample. If layers disagree on the number
+    of samples, because some of them take whole sequences, the whole batch counts as one sample.
 
     Args:
         layers: The modules to watch, by name.
@@ -44,10 +44,10 @@ class DepthProfile:
             yield
 
     def hidden_layers(self, chosen: Collection[str] | None = None) -> list[str]:
-        """Return the layers that were called before the last one, the output layer, and that the loss depends on.
+        """Return the layers on which the loss depends and that were called before the last one, the output layer.
 
         Args:
-            chosen: Names of layers to choose from; of all unless given.
+            chosen: Names of the layers to choose from; all of them unless given.
 
         Raises:
             ValueError: There are fewer than two.
@@ -65,7 +65,7 @@ class DepthProfile:
         return names
 
     def rows(self, names: Sequence[str]) -> Tensor:
-        """Return q and the gradient norms, shape ``(2, layers, samples)``, NaN where nothing was seen.
+        """Return q and the gradient norms, shape ``(2, layers, samples)``, NaN for layers that were not called.
 
         Raises:
             ValueError: None of these layers was called.
@@ -95,11 +95,11 @@ class DepthProfile:
 
 @dataclass(frozen=True, eq=False)
 class Preflight:
-    r"""What many random draws of the weights do to q and to gradients.
+    r"""The values of q and of gradients over many random draws of the weights.
 
-    Growth is that of the median sample of the batch: over a whole batch the norms would be those of its worst samples,
-    and grow with their number. A draw whose numbers are not finite counts as infinite: it has failed, and is never left
-    out.
+    Growth is that of the median sample of the batch. (Norms over the whole batch would be dominated by its worst
+    samples, and grow with the size of the batch.) A draw whose numbers are not finite has failed: it is not left out,
+    but counts as infinite.
 
     Attributes:
         layers: Names of the hidden layers, from first to last.
@@ -120,7 +120,7 @@ class Preflight:
 
     @classmethod
     def of(cls, draws: Iterable[Tensor], layers: Sequence[str]) -> "Preflight":
-        """Put draws together, each of them what :meth:`DepthProfile.rows` returns for these layers."""
+        """Return the check of several draws, for each of which :meth:`DepthProfile.rows` of these layers is given."""
         q, growth = zip(*(_of_batch(*rows) for rows in draws), strict=True)
         return cls(layers, torch.stack(q), torch.stack(growth))
 
@@ -131,12 +131,12 @@ class Preflight:
 
     @property
     def last_q(self) -> Tensor:
-        """Return q at the last hidden layer, one a draw."""
+        """The value of q at the last hidden layer, one per draw."""
         return self.q_by_layer[:, -1]
 
     @property
     def gradient_growth(self) -> Tensor:
-        """Decades by which the norm of dL/dz grows from the last hidden layer back to the first, one a draw."""
+        """Decades by which the norm of dL/dz grows from the last hidden layer back to the first, one per draw."""
         return self.growth_by_layer[:, 0]
 
     @property
@@ -184,16 +184,16 @@ class Preflight:
 def monte_carlo(
     layers: Mapping[str, nn.Module], redraw: Callable[[], object], step: Callable[[], object], draws: int = 100
 ) -> Preflight:
-    r"""Draw the weights of a network again and again, and see what q and gradients do over depth.
+    r"""Draw the weights of a network many times, and measure q and the growth of gradients over depth.
 
     Args:
-        layers: The hidden layers by name, from first to last: those whose preactivations z an activation takes.
+        layers: The hidden layers by name, from first to last, each of which is followed by an activation.
         redraw: Draws all weights anew.
         step: Runs one batch through the network, forward and backward.
-        draws: How many times.
+        draws: Number of draws.
 
     Raises:
-        ValueError: No draws.
+        ValueError: ``draws`` is less than 1.
 
     Example:
         >>> network = nn.Sequential(*[nn.Linear(50, 50, bias=False) for _ in range(10)])
@@ -221,7 +221,7 @@ def monte_carlo(
 
 
 def quantile(values: Tensor, fraction: float) -> float:
-    """Return a quantile, linear between neighbours; infinite numbers have their place in the order.
+    """Return a quantile, interpolated linearly; infinite numbers are allowed and ordered as numbers.
 
     Example:
         >>> quantile(torch.tensor([3.0, torch.inf, 1.0]), 0.5), quantile(torch.tensor([1.0, torch.inf]), 0.5)
@@ -232,7 +232,7 @@ def quantile(values: Tensor, fraction: float) -> float:
     below = math.floor(place)
     weight = place - below
     if weight == 0 or ordered[below] == ordered[below + 1]:
-        return ordered[below]  # torch.quantile would make NaN of zero times infinity
+        return ordered[below]  # here torch.quantile computes zero times infinity, which is NaN
     between = (1 - weight) * ordered[below] + weight * ordered[below + 1]
     return math.inf if math.isnan(between) else between
 
@@ -240,12 +240,12 @@ def quantile(values: Tensor, fraction: float) -> float:
 def _of_batch(q: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """Return q and gradient growth by layer, from ``(layers, samples)``."""
     if not norms[-1].any():
-        return failed_is_infinite(q.mean(1)), torch.full_like(norms[:, 0], -math.inf)  # nothing arrives
+        return failed_is_infinite(q.mean(1)), torch.full_like(norms[:, 0], -math.inf)  # no gradient arrives
     growth = failed_is_infinite((norms / norms[-1]).log10())
-    growth[:, norms[-1] == 0] = math.nan  # samples without any gradient, such as padding, say nothing
+    growth[:, norms[-1] == 0] = math.nan  # nanmedian leaves out samples without any gradient, such as padding
     return failed_is_infinite(q.mean(1)), failed_is_infinite(growth.nanmedian(1).values)
 
 
 def failed_is_infinite(numbers: Tensor) -> Tensor:
-    """Return the numbers with infinity in the place of NaN."""
+    """Return the numbers with NaN replaced by infinity."""
     return numbers.masked_fill(numbers.isnan(), math.inf)

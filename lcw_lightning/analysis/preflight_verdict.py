@@ -1,4 +1,4 @@
-"""What a pre-flight check means, in plain words."""
+"""The verdict on a pre-flight check, in plain words."""
 
 from collections.abc import Collection, Iterator
 
@@ -9,8 +9,8 @@ from lcw_lightning.analysis.preflight import Preflight, failed_is_infinite, quan
 
 __all__ = ["preflight_findings"]
 
-# Decades of gradient growth at the 90th percentile: deep sparse networks trained up to the first, and some or all of
-# their runs failed from about the second (Price et al. 2024, Table 2, against Monte Carlo of the same networks).
+# Decades of gradient growth at the 90th percentile: deep sparse networks trained up to the first value, and some or all
+# of their runs failed from about the second on (Price et al. 2024, Table 2, and our Monte Carlo of the same networks).
 TRAINED = 1.2
 FAILED = 2.5
 
@@ -20,11 +20,11 @@ SHALLOWER = ("wider layers", "fewer layers")
 
 
 def preflight_findings(preflight: Preflight, zero_sum: Collection[str] = ()) -> list[Finding]:
-    """Return what is the matter over depth, nothing if all is well.
+    """Return what is the matter over depth; an empty list if all is well.
 
     Args:
         preflight: The numbers of all draws.
-        zero_sum: Layers whose weights are constrained to a zero sum, for which it need not be advised.
+        zero_sum: Layers whose weights already sum to zero, for which the constraint is not advised.
 
     Example:
         >>> import torch
@@ -46,8 +46,8 @@ def _gradients(growth: Tensor, way: str, constrain: tuple[str, ...]) -> Iterator
     if decades > TRAINED:
         yield Finding(
             f"Pre-flight: gradients {'' if decades >= FAILED else 'may '}explode, {_over(growth, 0.9)} {way}. "
-            f"Deep sparse networks with {TRAINED} or less there trained, from about {FAILED} on some or all runs "
-            "failed (Price et al. 2024, Table 2).",
+            f"Deep sparse networks trained with up to {TRAINED} at this quantile; from about {FAILED} on, some or all "
+            "of their runs failed (Price et al. 2024, Table 2).",
             (*constrain, CLIP, *SHALLOWER),
         )
     if quantile(growth, 0.1) <= -FAILED:
@@ -68,5 +68,5 @@ def _over(growth: Tensor, fraction: float) -> str:
     return (
         f"{quantile(growth, 0.5):+.1f} decades in the median of {len(growth)} draws of the weights and "
         f"{quantile(growth, fraction):+.1f} at the {fraction:.0%} quantile"
-        + (f", where {failed} without finite numbers count as infinite," if failed else "")
+        + (f", where {failed} draws without finite numbers count as infinite," if failed else "")
     )

@@ -1,4 +1,4 @@
-"""What an analysis found, as text, JSON and figures; several networks side by side."""
+"""Reports of an analysis as text, JSON and figures, of one network or of several side by side."""
 
 import io
 import json
@@ -25,20 +25,20 @@ from lcw_lightning.plotting.snapshots import plot_snapshots
 
 __all__ = ["Report", "render", "save"]
 
-WIDTH = 160  # of what is not printed in a terminal
+WIDTH = 160  # of text that does not go to a terminal
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one minibatch shows of every layer, before training.
+    """The analysis of every layer on one minibatch.
 
     Attributes:
-        statistics: Numbers by name, by layer in the order of the forward pass, as
-            :func:`~lcw_lightning.observation.statistics.network_statistics` defines them.
-        condition: Layers that are frozen, never reached or zero.
+        statistics: The value of each :class:`~lcw_lightning.observation.statistics.Statistic` by name, by layer in the
+            order of the forward pass.
+        condition: Which layers are frozen, never reached, zero or zero-sum.
         loss: Of the minibatch; None without one.
-        values: Samples of values for the figures.
-        preflight: What many draws of the weights show; None without them.
+        values: Samples of preactivations, their gradients and inputs, for the figures.
+        preflight: The check of many draws of the weights; None without one.
 
     Example:
         >>> print(Report({"linear": {"shift_ratio": 3.0}}, Condition()).findings[0].says)
@@ -66,10 +66,10 @@ class Report:
 
 
 def render(reports: Mapping[str, Report]) -> str:
-    """Return a table with a row a layer and a verdict for each report, by label; ``""`` labels one that is alone."""
+    """Return a table of all layers and the verdict of each report, by label; ``""`` labels a report on its own."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     text = io.StringIO()
-    # Text alone, whatever the environment says: no colours, and no display of a notebook's.
+    # Plain text in every environment: no colours, no notebook display.
     console = Console(file=text, width=width, force_terminal=False, force_jupyter=False, color_system=None)
     first, *others = reports.values()
     networks = {label: report.statistics for label, report in reports.items()}
@@ -87,7 +87,7 @@ def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
     """Write ``analysis.json`` and the figures of all reports, by label, into a folder.
 
     Raises:
-        NotADirectoryError: There is a file of that name.
+        NotADirectoryError: ``folder`` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -97,10 +97,10 @@ def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
         {label: report.values for label, report in reports.items()},
         Statistic,
     )
-    if drawn := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
+    if checked := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
         figures["preflight"] = plot_preflight(
-            {label: preflight.q_by_layer for label, preflight in drawn.items()},
-            {label: preflight.growth_by_layer for label, preflight in drawn.items()},
+            {label: preflight.q_by_layer for label, preflight in checked.items()},
+            {label: preflight.growth_by_layer for label, preflight in checked.items()},
         )
     for name, figure in figures.items():
         with written_atomically(folder / f"{name}.png") as path:
@@ -114,7 +114,7 @@ def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
 def _verdict(label: str, report: Report) -> Iterator[str]:
     heading = (f"{label}: " if label else "") + ("" if report.loss is None else f"loss {report.loss:.4g}; ")
     if not any(Statistic.GRADIENT_STD in row for row in report.statistics.values()):
-        heading += "forward alone, no gradient was seen; "
+        heading += "forward pass only, no gradient was seen; "
     if report.preflight is not None:
         yield f"{f'{label}: ' if label else ''}{report.preflight}."
     if not report.findings:
@@ -140,7 +140,7 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def _strict(content: Any) -> Any:
-    """Return the same with texts in the place of NaN and infinity, which JSON does not know."""
+    """Return the content with NaN and infinity replaced by strings, since JSON has no such numbers."""
     if isinstance(content, Mapping):
         return {name: _strict(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

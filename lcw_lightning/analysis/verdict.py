@@ -1,4 +1,4 @@
-"""What the statistics of a network mean, in plain words, and what to try."""
+"""The verdict on a network's statistics, in plain words, and what to try."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -10,10 +10,10 @@ from lcw_lightning.weights.selection import listed
 
 __all__ = ["Condition", "Finding", "findings"]
 
-DECADES = 2.0  # from end to end, beyond which a signal vanishes or explodes
-LARGE_SHIFT = 2.0  # that of healthy ReLU layers is near 0.7
+DECADES = 2.0  # change over the whole depth beyond which a signal vanishes or explodes
+LARGE_SHIFT = 2.0  # the shift ratio of healthy ReLU layers is near 0.7
 MANY_DEAD = 0.1
-FEW_VALUES = 16  # too few to call a unit dead
+FEW_VALUES = 16  # with fewer values per unit none is called dead
 
 RESIDUAL = "residual connections, normalization, or an activation that saturates less"
 
@@ -23,15 +23,16 @@ def findings(
     condition: Condition = Condition(),  # noqa: B008 (immutable)
     loss: float | None = None,
 ) -> list[Finding]:
-    """Return what is the matter with a network, worst first; nothing if all is well.
+    """Return what is the matter with a network, most severe first; an empty list if all is well.
 
-    Gradients are compared by the norm of dL/dz, the std times the root of ``condition.gradient_values``: a convolution
-    shares one gradient out among its positions, so its std falls with the size of the image alone.
+    Gradients are compared by the norm of dL/dz, which is its std times the square root of
+    ``condition.gradient_values``. A convolution distributes its gradient over all positions, so that its std depends
+    on the size of the image.
 
     Args:
         statistics: Of the layers that were called, in forward order, as
             :func:`~lcw_lightning.observation.statistics.network_statistics` returns them.
-        condition: Of the layers.
+        condition: What is known of the layers beside their statistics.
         loss: Of the batch.
 
     Example:
@@ -64,13 +65,13 @@ def _gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]
         depth = (*_constrain(statistics, condition), *_rescale(statistics), RESIDUAL)
         yield Finding(
             f"Gradients {'vanish' if first in weak else 'are small in places'}: {_way_back(norms, min)}; it is below a "
-            f"hundredth of the last one's in {len(weak)} of {len(norms)} layers ({listed(weak)}).",
+            f"hundredth of the last layer's in {len(weak)} of {len(norms)} layers ({listed(weak)}).",
             depth if first in weak else ("look for small gains behind these layers, such as layer scale and gates",),
         )
     if strong := [layer for layer, norm in norms.items() if norm > norms[last] * 10**DECADES]:
         yield Finding(
             f"Gradients {'explode' if first in strong else 'are large in places'}: {_way_back(norms, max)}; it is "
-            f"above a hundred times the last one's in {len(strong)} of {len(norms)} layers ({listed(strong)}).",
+            f"above a hundred times the last layer's in {len(strong)} of {len(norms)} layers ({listed(strong)}).",
             (*_rescale(statistics), "a smaller learning rate, gradient clipping, normalization"),
         )
 
@@ -106,19 +107,19 @@ def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     ratios = _column(statistics, Statistic.SHIFT_RATIO, above=LARGE_SHIFT)
     worst = sorted(ratios, key=ratios.__getitem__, reverse=True)
     if len(statistics) > 1 and worst == list(statistics)[-1:]:
-        return  # no activation follows
+        return  # no activation follows the last layer
     if worst:
         normalize = "normalize each input feature, or normalize batches before the activation"
         yield Finding(
             f"Activation shift in {len(worst)} of {len(statistics)} layers: the means of the preactivations are up to "
             f"{ratios[worst[0]]:.3g} times their std, more than {LARGE_SHIFT:g} times in {listed(worst)}; batch "
-            "normalization right behind a layer takes it away.",
+            "normalization directly behind a layer removes it.",
             _constrain(statistics, condition) or (normalize,),
         )
 
 
 def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
-    hidden = list(statistics)[1:]  # zeros in the data itself are no dead units
+    hidden = list(statistics)[1:]  # zeros in the input of the first layer are data, not dead units
     dead = {
         layer: statistics[layer].get(Statistic.DEAD_UNITS, 0.0)
         for layer in hidden
@@ -129,7 +130,7 @@ def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
         yield Finding(
             f"Dead units: {dead[worst]:.0%} of the inputs of {worst!r} are zero on the whole batch, more than "
             f"{MANY_DEAD:.0%} in {listed(dead)}.",
-            ("a larger batch, to be sure", "a smaller learning rate, or an activation with a slope below zero"),
+            ("a larger batch, to confirm it", "a smaller learning rate, or an activation with a slope below zero"),
         )
 
 
@@ -154,5 +155,5 @@ def _rescale(statistics: Statistics) -> tuple[str, ...]:
     return () if all(0.5 < scale < 2 for scale in scales) and scales else (RESCALE,)
 
 
-def _column(statistics: Statistics, name: str, above: float) -> dict[str, float]:
-    return {layer: row[name] for layer, row in statistics.items() if row.get(name, math.nan) > above}
+def _column(statistics: Statistics, of: Statistic, above: float) -> dict[str, float]:
+    return {layer: row[of] for layer, row in statistics.items() if row.get(of, math.nan) > above}

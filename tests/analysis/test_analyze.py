@@ -335,19 +335,19 @@ FINDINGS = {
     "activation-overflows": (
         lambda: nn.Sequential(nn.Linear(8, 8), Exp(), nn.Linear(8, 3)),
         X,
-        "Not finite: what enters '2'; an activation before it overflows.",
+        "Not finite: the input of '2'; an activation before it overflows.",
     ),
     "sums-overflow": (
         lambda: with_weights(3e4).half(),
         10 + X.half(),
-        "Not finite: what leaves '2'; its sums overflow.",
+        "Not finite: the output of '2'; its sums overflow.",
     ),
-    "weights-are-nan": (lambda: with_weights(math.nan), X, "Not finite: weights of '2'."),
-    "data-are-nan": (lambda: mlp(8, 8, 3), X * math.nan, "Not finite: what enters '0'."),
+    "weights-are-nan": (lambda: with_weights(math.nan), X, "Not finite: the weights of '2'."),
+    "data-are-nan": (lambda: mlp(8, 8, 3), X * math.nan, "Not finite: the input of '0'."),
     "gradient-is-nan": (
         lambda: nn.Sequential(nn.Linear(8, 8), Root(), nn.Linear(8, 3)),
         X,
-        "Not finite: dL/dz of '0', though forward all is finite.",
+        "Not finite: dL/dz of '0', although the forward pass is finite.",
     ),
     "head-of-zeros": (
         lambda: with_weights(0.0),
@@ -362,12 +362,12 @@ FINDINGS = {
     "one-sample": (
         lambda: mlp(8, 8, 3),
         X[:1],
-        "No signal: what leaves '0', '2' is the same for every sample (2 of 2 layers).",
+        "No signal: the output of '0', '2' is identical for all samples (2 of 2 layers).",
     ),
     "equal-samples": (
         lambda: mlp(8, 8, 3),
         X[:1].expand(16, -1),
-        "No signal: what leaves '0', '2' is the same for every sample (2 of 2 layers).",
+        "No signal: the output of '0', '2' is identical for all samples (2 of 2 layers).",
     ),
     "all-is-well": (lambda: mlp(8, 8, 3), X, None),
 }
@@ -381,7 +381,7 @@ def test_what_is_the_matter_is_said_first(make, inputs, says):
 
 def test_a_loss_that_is_nan_is_said_so():
     report = analyze(mlp(8, 8, 3), X, lambda outputs: (outputs - 10).log().mean())
-    assert report.findings[0].says == "Not finite: the loss is nan, though all layers give finite numbers."
+    assert report.findings[0].says == "Not finite: the loss is nan, although the outputs of all layers are finite."
 
 
 def test_sums_that_overflow_in_half_precision_do_not_in_float32():
@@ -396,7 +396,7 @@ def test_frozen_and_unreached_layers_are_said_so():
     network.forward = lambda inputs: network[2](network[1](network[0](inputs)))
     report = analyze(network, (X, Y))
     assert [finding.says for finding in report.findings] == [
-        "Frozen, no weight of theirs is trained: '0'.",
+        "Frozen (no weight is trained): '0'.",
         "Never reached in this forward pass: 'spare'.",
     ]
     assert report.condition.unreached == ["spare"]

@@ -100,7 +100,7 @@ def test_a_frozen_backbone_and_a_spare_layer_are_said_so():
     network.spare = nn.Linear(512, 2)
     said = [finding.says for finding in analyze(network, images(64)).findings]
     assert said == [
-        "Frozen, no weight of theirs is trained: 'conv1', 'layer1.0.conv1', 'layer1.0.conv2', 'layer1.1.conv1', "
+        "Frozen (no weight is trained): 'conv1', 'layer1.0.conv1', 'layer1.0.conv2', 'layer1.1.conv1', "
         "'layer1.1.conv2' and 15 more.",
         "Never reached in this forward pass: 'spare'.",
     ]

@@ -29,15 +29,27 @@ def says(statistics, *args, **kwargs):
 NAN = {"input_mean": math.nan, "constraint_residual": math.nan, "preactivation_std": math.nan}
 AFTER = {"l2": NAN | {"constraint_residual": 3.0}}
 NOT_FINITE = {
-    "data": (layers(l0=NAN, l1=NAN), None, "what enters 'l0'."),
-    "activation": (layers(l1={"input_mean": math.inf}, **AFTER), None, "what enters 'l1'; an activation before it ov"),
-    "sums": (layers(l1={"preactivation_std": math.nan}, **AFTER), None, "what leaves 'l1'; its sums overflow."),
-    "weights": (layers(l1={"constraint_residual": math.nan, "preactivation_std": math.nan}), None, "weights of 'l1'."),
-    "loss": (layers(l2={"gradient_std": math.nan}), math.inf, "the loss is inf, though all layers give finite numbers"),
+    "data": (layers(l0=NAN, l1=NAN), None, "the input of 'l0'."),
+    "activation": (
+        layers(l1={"input_mean": math.inf}, **AFTER),
+        None,
+        "the input of 'l1'; an activation before it overflows.",
+    ),
+    "sums": (layers(l1={"preactivation_std": math.nan}, **AFTER), None, "the output of 'l1'; its sums overflow."),
+    "weights": (
+        layers(l1={"constraint_residual": math.nan, "preactivation_std": math.nan}),
+        None,
+        "the weights of 'l1'.",
+    ),
+    "loss": (
+        layers(l2={"gradient_std": math.nan}),
+        math.inf,
+        "the loss is inf, although the outputs of all layers are finite.",
+    ),
     "gradients": (
         layers(l0={"gradient_std": math.nan}, l1={"gradient_std": math.nan}),
         2.3,
-        "dL/dz of 'l1', 'l0', though forward all is finite.",
+        "dL/dz of 'l1', 'l0', although the forward pass is finite.",
     ),
 }
 
@@ -50,7 +62,7 @@ def test_numbers_that_are_not_finite_are_said_where_they_begin_and_no_consequenc
 
 def test_what_is_said_is_by_layers_in_forward_order():
     backwards = dict(reversed(layers(l0={"preactivation_std": math.nan}, l2={"input_mean": math.nan}).items()))
-    assert says(backwards) == ["Not finite: what enters 'l2'."]
+    assert says(backwards) == ["Not finite: the input of 'l2'."]
 
 
 def test_gradients_that_are_zero_are_blamed_on_weights_that_are():
@@ -64,17 +76,17 @@ def test_gradients_that_are_zero_are_blamed_on_weights_that_are():
 def test_a_layer_of_zeros_is_no_lost_signal():
     rows = layers(l2={"preactivation_std": 0.0, "shift_ratio": math.nan})
     assert says(rows, Condition(zero=["l2"])) == []
-    assert says(rows) == ["No signal: what leaves 'l2' is the same for every sample (1 of 3 layers)."]
+    assert says(rows) == ["No signal: the output of 'l2' is identical for all samples (1 of 3 layers)."]
 
 
 def test_one_sample_is_too_few():
     same = {"preactivation_std": 0.0, "shift_ratio": math.inf, "gradient_std": 0.0}
     assert says(layers(l0=same, l1=same, l2=same)) == [
-        "No signal: what leaves 'l0', 'l1', 'l2' is the same for every sample (3 of 3 layers)."
+        "No signal: the output of 'l0', 'l1', 'l2' is identical for all samples (3 of 3 layers)."
     ]
     # A convolution has many positions even so.
     found = says(layers(l2=same), Condition(input_values={"l0": 100, "l1": 100, "l2": 1}))
-    assert found == ["No signal: what leaves 'l2' is the same for every sample (1 of 3 layers)."]
+    assert found == ["No signal: the output of 'l2' is identical for all samples (1 of 3 layers)."]
 
 
 def test_layers_left_out_are_said():
@@ -82,7 +94,7 @@ def test_layers_left_out_are_said():
     del rows["l0"]["gradient_std"], rows["l1"]["gradient_std"]
     condition = Condition(frozen=["l0"], unreached=["spare", "other"])
     assert says(rows, condition) == [
-        "Frozen, no weight of theirs is trained: 'l0'.",
+        "Frozen (no weight is trained): 'l0'.",
         "Never reached in this forward pass: 'spare', 'other'.",
         "The loss does not depend on 'l1': no gradient reaches them.",
     ]

@@ -35,8 +35,8 @@ def test_of_a_healthy_network_nothing_is_said():
 def test_gradients_that_explode_do_so_by_the_growth_of_failed_runs(growth, verb):
     assert says(growth=[growth]) == [
         f"Pre-flight: gradients {verb}, {growth:+.1f} decades in the median of 1 draws of the weights and "
-        f"{growth:+.1f} at the 90% quantile from 'last' back to 'first'. Deep sparse networks with 1.2 "
-        "or less there trained, from about 2.5 on some or all runs failed (Price et al. 2024, Table 2)."
+        f"{growth:+.1f} at the 90% quantile from 'last' back to 'first'. Deep sparse networks trained with "
+        "up to 1.2 at this quantile; from about 2.5 on, some or all of their runs failed (Price et al. 2024, Table 2)."
     ]
 
 
@@ -49,7 +49,7 @@ def test_it_is_the_worst_tenth_of_the_draws_that_counts():
 def test_draws_that_are_not_finite_are_counted_as_failures():
     (said,) = says(growth=[0.0] * 15 + [INF] * 5)
     assert "explode" in said
-    assert "+inf at the 90% quantile, where 5 without finite numbers count as infinite, from" in said
+    assert "+inf at the 90% quantile, where 5 draws without finite numbers count as infinite, from" in said
 
 
 @pytest.mark.parametrize("growth", [-2.6, -INF])

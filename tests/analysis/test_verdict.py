@@ -50,7 +50,7 @@ def test_gradients_that_vanish_do_so_by_their_decades(lost):
         below = sum(lost * (4 - n) / 4 > 2 for n in range(5))
         assert found[0].startswith(
             f"Gradients vanish: the norm of dL/dz falls by {lost:.1f} decades from 'l4' back to 'l0'; it is below a "
-            f"hundredth of the last one's in {below} of 5 layers ('l0'"
+            f"hundredth of the last layer's in {below} of 5 layers ('l0'"
         )
 
 
@@ -73,7 +73,7 @@ def test_branches_with_little_gradient_are_not_taken_for_depth():
     (finding,) = findings(layers(gradient_std=[0.01, 1e-9, 0.01, 1e-9, 0.01]))
     assert finding.says == (
         "Gradients are small in places: the norm of dL/dz falls by 7.0 decades from 'l4' back to 'l1', and is the same "
-        "back to 'l0'; it is below a hundredth of the last one's in 2 of 5 layers ('l1', 'l3')."
+        "back to 'l0'; it is below a hundredth of the last layer's in 2 of 5 layers ('l1', 'l3')."
     )
     assert "constrain" not in " ".join(finding.advice)
 
@@ -95,7 +95,7 @@ def test_activation_shift_names_the_worst_layers_first():
     found = says(layers(shift_ratio=[0.1, 3.0, 50.0, 1.9, 2.1]))
     assert found == [
         "Activation shift in 3 of 5 layers: the means of the preactivations are up to 50 times their std, more than 2 "
-        "times in 'l2', 'l1', 'l4'; batch normalization right behind a layer takes it away."
+        "times in 'l2', 'l1', 'l4'; batch normalization directly behind a layer removes it."
     ]
 
 

@@ -447,7 +447,7 @@ def test_numbers_that_are_not_finite_are_said_and_written(lcw, capsys, monkeypat
 
     monkeypatch.setattr(Digits, "setup", setup_with_nan)
     lcw("analyze", "--minibatch_init.granularity=none")
-    assert "Not finite: what enters 'network.hidden.0.linear'" in capsys.readouterr().out
+    assert "Not finite: the input of 'network.hidden.0.linear'" in capsys.readouterr().out
     assert content()["loss"] == "nan"
 
 

@@ -116,7 +116,7 @@ def test_a_frozen_backbone_is_frozen_and_not_cut_off(make_project, make_trainer,
     make_trainer(analyst).fit(project, loader)
     assert "gradient_std" not in analyst.report.statistics["body.0"]
     assert [finding.says for finding in analyst.report.findings if "loss" in finding.says] == []
-    assert analyst.report.findings[-1].says == "Frozen, no weight of theirs is trained: 'body.0', 'body.2'."
+    assert analyst.report.findings[-1].says == "Frozen (no weight is trained): 'body.0', 'body.2'."
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 4}, {"precision": "bf16-mixed"}], ids=str)
@@ -145,4 +145,4 @@ def test_patterns_choose_layers(make_project, make_trainer, loader):
 def test_data_that_are_nan_are_said_so(make_project, make_trainer, analyst):
     data = TensorDataset(torch.full((8, 8), math.nan), torch.zeros(8, dtype=torch.int64))
     make_trainer(analyst).fit(make_project(), DataLoader(data, batch_size=8))
-    assert analyst.report.findings[0].says == "Not finite: what enters 'body.0'."
+    assert analyst.report.findings[0].says == "Not finite: the input of 'body.0'."
