@@ -1,4 +1,4 @@
-"""What Lightning's loggers differ in: many scalars at once, images, histograms, charts of many lines."""
+"""Calls in which Lightning's loggers differ: many scalars at once, images, histograms, charts of many lines."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ __all__ = ["lay_out_charts", "log_histograms", "log_images", "log_scalars", "tak
 
 
 def log_scalars(logger: Logger, scalars: Mapping[str, float], step: int) -> None:
-    """Log scalars by tag, to TensorBoard as one event: an event each takes longer than a training step."""
+    """Log scalars by tag; to TensorBoard as one event, because one per scalar takes longer than a training step."""
     writer = _writer(logger)
     if isinstance(writer, SummaryWriter) and writer.file_writer is not None:
         values = [Summary.Value(tag=_prefix(logger) + tag, simple_value=value) for tag, value in scalars.items()]
@@ -48,12 +48,12 @@ def log_histograms(logger: Logger, values: Mapping[str, Tensor], step: int) -> N
     writer = _writer(logger)
     for tag, tensor in values.items() if writer is not None else ():
         finite = tensor[tensor.isfinite()]
-        if len(finite):  # none of a layer that was not seen
+        if len(finite):  # empty for a layer that was not called
             writer.add_histogram(tag, finite, step)
 
 
 def lay_out_charts(logger: Logger, statistics: Iterable[str]) -> None:
-    """Make TensorBoard's custom scalars show a chart a statistic, with all layers ``statistic/layer`` as its lines."""
+    """Make TensorBoard's custom scalars show one chart per statistic, with one line per layer ``statistic/layer``."""
     writer = _writer(logger)
     if writer is not None:
         prefix = re.escape(_prefix(logger))
@@ -62,11 +62,11 @@ def lay_out_charts(logger: Logger, statistics: Iterable[str]) -> None:
 
 
 def _prefix(logger: Logger) -> str:
-    """Return what TensorBoard's logger puts before the names of metrics."""
+    """Return the prefix that TensorBoard's logger puts before the names of metrics."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{TensorBoardLogger.LOGGER_JOIN_CHAR}" if prefix else ""
 
 
 def _writer(logger: Logger) -> Any:
-    """Return TensorBoard's SummaryWriter, or that of tensorboardX; None for other loggers."""
+    """Return the SummaryWriter of TensorBoard or tensorboardX; None for other loggers."""
     return logger.experiment if is_a(logger, TensorBoardLogger) else None

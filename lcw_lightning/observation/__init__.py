@@ -1,4 +1,4 @@
-"""Observation: what layers see and send, forward and backward, and the statistics of it.
+"""Observation: the inputs and outputs of layers, their gradients, and statistics of them.
 
-Stands on ``weights``. It changes no number of a network, and knows nothing of constraints, callbacks or verdicts.
+It may import ``weights``. It changes no number in a network, and knows nothing of constraints, callbacks or verdicts.
 """

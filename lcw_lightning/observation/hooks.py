@@ -1,4 +1,4 @@
-"""Context managers that show what layers see and send, forward and backward, and leave no hook behind."""
+"""A context manager that shows the inputs and outputs of layers and their gradients, and leaves no hook behind."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,24 +21,24 @@ Observer = Callable[[str, Quantity, Tensor], None]
 
 @contextmanager
 def observe(layers: Mapping[str, nn.Module], observer: Observer) -> Iterator[None]:
-    """Call ``observer(name, quantity, tensor)`` for each layer's tensors as they appear, within the block.
+    """Call ``observer(name, quantity, tensor)`` for each tensor of the layers that is computed within the block.
 
     For a layer ``z = W a + b`` the quantities are ``input`` a and ``preactivation`` z in the forward pass, then
-    ``preactivation_gradient`` dL/dz and ``input_gradient`` dL/da in the backward pass. The gradient of the input is
-    this layer's share alone, where other layers read the same tensor too; it is computed even for the network's own
-    input, but not for a frozen layer whose input needs none. Tensors come detached, are not kept, and values and
-    gradients of the network stay bit for bit what they are. Compiled networks run eagerly within the block. A layer
-    that is called several times is observed each time.
+    ``preactivation_gradient`` dL/dz and ``input_gradient`` dL/da in the backward pass. If several layers read the same
+    tensor, the gradient of the input is this layer's share only. It is also computed for the network's own input, but
+    not for a frozen layer whose input needs no gradient. The tensors are detached and not kept, and values and
+    gradients of the network stay bit for bit the same. Compiled networks run eagerly within the block. A layer that is
+    called several times is observed each time.
 
-    Of a layer that returns several tensors z is the first. The last hidden states that a recurrent layer returns
-    beside it show their gradient as one of z, since a network may read either; packed sequences show their data.
+    If a layer returns several tensors, z is the first. A recurrent layer also returns its last hidden states; their
+    gradient is shown as a gradient of z, because a network may read either. Of packed sequences the data are shown.
 
     Args:
-        layers: Modules that take their input as first argument, by name. Where the same tensor is given as another
-            argument too, as in self-attention, the gradient of the input is that of all of them. If that tensor is
-            read elsewhere too, and is not all of query, key and value, its shares may be summed in another order.
-            Of an input that is no tensor of floating-point numbers nothing is shown.
-        observer: Must not keep its tensors: later operations may change them in place.
+        layers: Modules that take their input as first argument, by name. If another argument is the same tensor, as in
+            self-attention, the gradient of the input is the sum over all of these arguments. If that tensor is also
+            read elsewhere, and is not all of query, key and value, its gradients may be summed in another order.
+            Inputs other than tensors of floating-point numbers are not shown.
+        observer: Must not keep its tensors, because later operations may change them in place.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 2), nn.Sigmoid())
@@ -62,7 +62,7 @@ def observe(layers: Mapping[str, nn.Module], observer: Observer) -> Iterator[Non
 
 
 class _Hooks:
-    """The hooks of one observation, and the handles to take them away."""
+    """The hooks of one observation, and the handles by which they are removed."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
@@ -74,16 +74,16 @@ class _Hooks:
         given = args[0] if args else kwargs.get(_first_parameter(layer), next(iter(kwargs.values()), None))
         first = _data(given)
         if not (isinstance(first, Tensor) and first.is_floating_point()):
-            return None  # the layer knows what it makes of this
+            return None  # not observed, and an error only if the layer raises one
         self.observer(name, "input", first.detach())
         trained = first.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
         if not (trained and torch.is_grad_enabled()):
             return None
-        # An alias, so that its gradient is this layer's share alone.
+        # The gradient of an alias is this layer's share only.
         alias = first.view_as(first) if first.requires_grad else first.detach().requires_grad_()
         self.observe_gradient(alias, name, "input_gradient")
         replacement = given._replace(data=alias) if isinstance(given, PackedSequence) else alias
-        # Attention computes another way where query, key and value are not one object.
+        # Attention takes another code path if query, key and value are not the same object.
         positional = tuple(replacement if value is given else value for value in args)
         return positional, {key: replacement if value is given else value for key, value in kwargs.items()}
 
@@ -93,7 +93,7 @@ class _Hooks:
             return None
         self.observer(name, "preactivation", first.detach())
         if first._is_view() and first.requires_grad:
-            # A view that a later layer changes in place, such as ReLU(inplace=True), loses the hooks on it.
+            # Hooks on a view are lost when a later layer, such as ReLU(inplace=True), changes it in place.
             first = first.clone()
             output = _with_first(output, first)
         read = [first]
@@ -106,7 +106,7 @@ class _Hooks:
 
     def observe_gradient(self, tensor: Tensor, name: str, quantity: Quantity) -> None:
         def hook(gradient: Tensor | None) -> None:
-            if gradient is not None:  # as for the outputs of a recurrent layer of which only its last state is read
+            if gradient is not None:  # None for the outputs of a recurrent layer if only its last state is read
                 self.observer(name, quantity, gradient.detach())
 
         self.handles.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]

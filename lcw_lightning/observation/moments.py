@@ -1,4 +1,4 @@
-"""Sums over samples of what layers see and send, channel by channel, as a torchmetrics Metric."""
+"""Sums over samples of layers' inputs, outputs and gradients, channel by channel, as a torchmetrics Metric."""
 
 from collections.abc import Mapping
 from itertools import accumulate
@@ -14,20 +14,20 @@ from lcw_lightning.observation.observed_layers import ObservedLayer
 __all__ = ["ChannelSums", "NetworkMoments", "Series", "split_channels"]
 
 Series = Literal[Quantity, "projection"]
-"""What is summed: the quantities, and w_i a for each weight vector that meets the input."""
+"""What is summed: the observed quantities, and w_i a for each weight vector that multiplies the input."""
 
-_LARGEST_COPY = 2**20  # numbers that are held in float64 at a time
+_LARGEST_COPY = 2**20  # numbers that are copied to float64 at a time
 
 
 class ChannelSums(NamedTuple):
-    """Sums over samples and positions, a channel each, in float64.
+    """Sums over samples and positions, one per channel, in float64.
 
-    float64 keeps the square of a vanished gradient from underflow and the variance beside a large shift from
-    cancellation.
+    In float64 the square of a vanished gradient does not underflow, and the variance beside a large shift is not lost
+    to cancellation.
     """
 
     number: int
-    """Of values a channel."""
+    """Number of values per channel."""
     total: Tensor
     squares: Tensor
     zeros: Tensor
@@ -35,14 +35,14 @@ class ChannelSums(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor, num_channels: int, channel_dim: int, count_zeros: bool = True) -> "ChannelSums":
-        """Sum one tensor. Channels of several directions side by side are pooled.
+        """Return the sums of one tensor. Those of the two directions of a bidirectional layer are pooled.
 
         Example:
             >>> ChannelSums.of(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), num_channels=2, channel_dim=-1).total.tolist()
             [0.0, 4.0]
         """
         width = values.shape[-1]
-        if channel_dim == -1 and width != num_channels and width % num_channels == 0:  # else the layer will refuse it
+        if channel_dim == -1 and width != num_channels and width % num_channels == 0:  # otherwise the layer raises
             values = torch.unflatten(values, -1, (-1, num_channels))
         values, others = split_channels(values, channel_dim)
         longest = max(others, key=lambda dim: values.shape[dim])
@@ -53,20 +53,20 @@ class ChannelSums(NamedTuple):
         precise = values.to(torch.float64, copy=True)
         total, squares = _sum(precise, others), _sum(precise.square_(), others)
         zeros = torch.zeros_like(total)
-        if count_zeros:  # as numbers: torch is slow to write booleans
+        if count_zeros:  # as numbers, because torch is slow with booleans
             zeros = _sum(torch.eq(values, 0, out=torch.empty_like(values)).double(), others)
         return cls(values.numel() // num_channels, total, squares, zeros)
 
     def plus(self, other: "ChannelSums") -> "ChannelSums":
-        """Return the sums over both."""
+        """Return the sums over the values of both."""
         total, squares, zeros = (one + another for one, another in zip(self[1:], other[1:], strict=True))
         return ChannelSums(self.number + other.number, total, squares, zeros)
 
 
 class NetworkMoments(Metric):
-    """Sums of what each channel of each layer sees and sends.
+    """The :class:`ChannelSums` of each channel of each layer.
 
-    All sums live in one float64 tensor: under DDP one collective makes them those of the union of all ranks' samples.
+    All sums are in one float64 tensor, so that under DDP one collective adds those of all ranks.
 
     Args:
         layers: By name.
@@ -94,7 +94,7 @@ class NetworkMoments(Metric):
         self.add_state("totals", torch.zeros(4, sum(widths), dtype=torch.float64), dist_reduce_fx="sum")
 
     def columns_of(self, series: Series) -> slice:
-        """Return where a series lies: its layers stand side by side."""
+        """Return the columns of a series: those of its layers are adjacent."""
         parts = [columns for (_, other), columns in self.columns.items() if other == series]
         return slice(parts[0].start, parts[-1].stop)
 
@@ -111,7 +111,7 @@ class NetworkMoments(Metric):
     def compute(self) -> Tensor:
         """Return count, mean, variance and fraction of zeros of each channel, shape ``(4, columns)``.
 
-        Where nothing was seen the count is zero and the others are NaN.
+        For channels that were not observed the count is zero and the others are NaN.
         """
         count, total, squares, zeros = self.totals
         mean = total / count
@@ -124,9 +124,9 @@ class NetworkMoments(Metric):
 
 
 def _sum(values: Tensor, dims: list[int]) -> Tensor:
-    """Return the sum over all dimensions but one."""
+    """Return the sum over all dimensions except one."""
     if values.dim() == 2 and dims == [0]:
-        # A reduction would wake torch's threads, which takes longer than the sum of a batch of vectors.
+        # A reduction would start torch's threads, which takes longer than summing a batch of vectors.
         return (values.new_ones(1, len(values)) @ values)[0]
     return values.sum(dims)
 
@@ -138,7 +138,7 @@ def _width(layer: ObservedLayer, series: Series) -> int:
 
 
 def split_channels(values: Tensor, channel_dim: int) -> tuple[Tensor, list[int]]:
-    """Return the tensor, with a batch dimension if it had none beside its channels, and all dimensions but those.
+    """Return the tensor, with a batch dimension if it was a vector of channels, and all dimensions except the channels.
 
     Example:
         >>> [split_channels(torch.zeros(shape), dim)[1] for shape, dim in (((2, 3, 5, 5), -3), ((3,), -1))]

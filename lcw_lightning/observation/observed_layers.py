@@ -1,4 +1,4 @@
-"""Which layers can be watched, and where each has its input, its output and the weights between them."""
+"""Which layers can be observed, and where each has its input, its output and the weights between them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ _READ_THE_INPUT = ("weight", "weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"
 class ObservedLayer(NamedTuple):
     """A layer that maps an input a to an output z, and its weights by their names within the layer.
 
-    Linear layers and convolutions give their preactivation, as do Bilinear ones, whose input is the first of two, and
-    attention: the preactivation of its output projection, from the query as input. Recurrent layers and cells keep
-    their gates to themselves and give their hidden state.
+    The output z of Linear and Bilinear layers, convolutions and attention is a preactivation. The input of a Bilinear
+    layer is the first of its two. Attention counts as one layer from the query to the output of its output projection.
+    Recurrent layers and cells do not show the preactivations of their gates; their z is the hidden state.
 
     Example:
         >>> layer = observed_layers(nn.Sequential(nn.LSTM(3, 4, bidirectional=True)))["0"]
@@ -34,50 +34,50 @@ class ObservedLayer(NamedTuple):
 
     @property
     def channel_dim(self) -> int:
-        """Where input and output hold their channels, counted from the end, batched or not."""
+        """The dimension of the channels in input and output, counted from the end, so with or without a batch."""
         first = next(iter(self.weights.values()))
         return first.channel_dim if first.is_observable else -1
 
     @property
     def in_channels(self) -> int:
-        """Features of the input, or channels."""
+        """Number of features or channels of the input."""
         return self._size("in_channels", "in_features", "in1_features", "input_size", "embed_dim")
 
     @property
     def out_channels(self) -> int:
-        """Features of the output, or channels; of a bidirectional layer, those of one direction."""
+        """Number of features or channels of the output; for a bidirectional layer, of one direction."""
         return self._size("out_channels", "out_features", "proj_size", "hidden_size", "embed_dim")
 
     @property
     def num_projections(self) -> int:
-        """Number of weight vectors that meet the input: rows of :meth:`input_units`."""
+        """Number of weight vectors that multiply the input: the rows of :meth:`input_units`."""
         first = next(iter(self.weights.values()))
         return self.out_channels if first.is_observable else len(self.input_units(self.units()))
 
     @property
     def bias(self) -> Tensor | None:
-        """What the layer adds to its preactivation, a value a channel."""
+        """The bias of z, one value per channel; None without one."""
         holder = self.layer.out_proj if isinstance(self.layer, nn.MultiheadAttention) else self.layer
         return holder.bias.detach() if isinstance(holder.bias, Tensor) else None
 
     @torch.no_grad()
     def units(self) -> dict[str, Tensor]:
-        """Return every weight as the layer uses it now, with a row a unit; nothing of the layer changes."""
+        """Return every weight as the layer uses it now, with one row per unit; the layer is not changed."""
         with _at_rest(ref.layer for ref in self.weights.values()):
             return {name: ref.units.detach() for name, ref in self.weights.items()}
 
     def input_units(self, units: Mapping[str, Tensor]) -> Tensor:
-        """Return those of :meth:`units` that multiply the input, shape ``(num_projections, fan_in)``."""
+        """Return the rows of :meth:`units` that multiply the input, shape ``(num_projections, fan_in)``."""
         reads_two = isinstance(self.layer, nn.Bilinear)
         rows = [units[name] for name in _READ_THE_INPUT if name in units and not reads_two]
         if isinstance(self.layer, nn.MultiheadAttention):
-            rows = [matrix[: self.layer.embed_dim] for matrix in rows]  # keys and values may come from elsewhere
+            rows = [matrix[: self.layer.embed_dim] for matrix in rows]  # keys and values may have other inputs
         if not rows:
             return next(iter(units.values()))[:0, :1]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def expand_to_fan_in(self, per_channel: Tensor) -> Tensor:
-        """Shape a value of each input channel so that it broadcasts against :meth:`input_units`."""
+        """Return one value per input channel in a shape that broadcasts against :meth:`input_units`."""
         if self.channel_dim == -1:
             return per_channel.view(1, -1)
         with _at_rest([self.layer]):
@@ -90,9 +90,9 @@ class ObservedLayer(NamedTuple):
 def observed_layers(
     model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
 ) -> dict[str, ObservedLayer]:
-    """Return the layers of ``model`` that hold a weight chosen by the patterns, by name.
+    """Return the layers of ``model`` that have a weight chosen by the patterns, by name.
 
-    A module that is such a layer itself goes by the name of its type. Layers that are still lazy are left out.
+    If ``model`` itself is such a layer, its name is that of its type. Layers that are still lazy are left out.
 
     Raises:
         ValueError: As :func:`~lcw_lightning.weights.selection.select_weights` says.
@@ -106,7 +106,7 @@ def observed_layers(
         path = name.rpartition(".")[0]
         owner = model.get_submodule(path.rpartition(".")[0])
         layer, weight = ref.layer, ref.name
-        if isinstance(owner, nn.MultiheadAttention) and layer is owner.out_proj:  # which it reads without calling it
+        if isinstance(owner, nn.MultiheadAttention) and layer is owner.out_proj:  # read without being called
             layer, weight, path = owner, f"out_proj.{ref.name}", path.rpartition(".")[0]
         if not (isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params()):
             layers.setdefault(path or type(layer).__name__, ObservedLayer(layer, {})).weights[weight] = ref
@@ -115,11 +115,11 @@ def observed_layers(
 
 @contextmanager
 def _at_rest(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Put parametrizations in evaluation mode: torch's spectral norm moves on at every look in training mode."""
+    """Put parametrizations in evaluation mode: in training mode each reading of torch's spectral norm updates it."""
     held = [child for layer in layers for name, child in layer.named_children() if name == "parametrizations"]
     training = [module for parametrizations in held for module in parametrizations.modules() if module.training]
     for module in training:
-        vars(module)["training"] = False  # past Module.__setattr__, which is slow
+        vars(module)["training"] = False  # not by Module.__setattr__, which is slow
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A sample of the values that layers see and send, for box plots and histograms, as a torchmetrics Metric."""
+"""Samples of the values of layers' inputs, outputs and gradients for box plots, as a torchmetrics Metric."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,9 +18,9 @@ _GOLDEN_RATIO = 0.6180339887498949
 
 
 class ValueSamples(Metric):
-    """Values of every layer's output z and of dL/dz, and of the first 20 channels of the input of three layers.
+    """Samples of the values of every layer's z and dL/dz, and of the first 20 channels of the input of three layers.
 
-    Under DDP they are those of all ranks. A layer that was not seen has NaN.
+    Under DDP they come from all ranks. The values of a layer that was not called are NaN.
 
     Args:
         layers: Names of the layers.
@@ -48,12 +48,12 @@ class ValueSamples(Metric):
             "units": (len(self.unit_layers), NUM_UNITS, NUM_VALUES_OF_UNIT),
         }
         for state, shape in shapes.items():
-            # Without a reduction torchmetrics stacks the states of all ranks.
+            # If there is no reduction, torchmetrics stacks the states of all ranks.
             self.add_state(state, torch.full(shape, torch.nan), dist_reduce_fx=None)
 
     def part(self, name: str, quantity: Quantity, values: Tensor, channel_dim: int) -> Tensor | None:
-        """Return a copy of what :meth:`update` wants of one call's tensor, or None if it wants nothing of it."""
-        if not values.numel():  # such as the share of an expert to whom nothing is sent
+        """Return a copy of the part of one call's tensor that :meth:`update` needs, or None if it needs none of it."""
+        if not values.numel():  # such as the input of an expert to which no sample is routed
             return None
         if (name, quantity) in self.keys_of_values:
             return spread(values.flatten(), NUM_VALUES)
@@ -63,7 +63,7 @@ class ValueSamples(Metric):
         return None
 
     def update(self, seen: Mapping[tuple[str, Quantity], Sequence[Tensor]]) -> None:
-        """Take the :meth:`part` of every call."""
+        """Add the :meth:`part` of every call."""
         for row, key in enumerate(self.keys_of_values):
             if key in seen:
                 self.values[row] = spread(torch.cat(list(seen[key])), NUM_VALUES)
@@ -73,7 +73,7 @@ class ValueSamples(Metric):
                 self.units[row, : len(units)] = spread(units, NUM_VALUES_OF_UNIT)
 
     def compute(self) -> dict[tuple[str, Quantity], Tensor]:
-        """Return the sample of each layer and quantity, shape ``(values,)``, of an input ``(units, values)``."""
+        """Return the sample of each layer and quantity, shape ``(values,)``, for an input ``(units, values)``."""
         found: dict[tuple[str, Quantity], Tensor] = {}
         for row, key in enumerate(self.keys_of_values):
             found[key] = _of_ranks_that_saw(self.values.view(-1, *self.values.shape[-2:])[:, row]).flatten()
@@ -86,8 +86,8 @@ class ValueSamples(Metric):
 def spread(values: Tensor, count: int) -> Tensor:
     """Return ``count`` of the values along the last dimension, as a copy.
 
-    They lie at multiples of the golden ratio, which no stride of units or positions divides; where there are fewer,
-    they are repeated.
+    Their places are multiples of the golden ratio, so that they follow no stride of units or positions. If there are
+    fewer values, they are repeated.
 
     Example:
         >>> spread(torch.arange(1000.0), 8).sort().values.tolist()

@@ -1,4 +1,4 @@
-"""What one training step shows of every layer: its statistics, and values for box plots."""
+"""The statistics of every layer in one training step, and samples of its values for box plots."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot:
-    """Watch layers for the length of a block, then read their statistics.
+    """Observes layers within a block, and then has their statistics.
 
     Args:
-        layers: By name, as :func:`~lcw_lightning.observation.observed_layers.observed_layers` gives them.
-        device: Where they compute.
-        gradient_scale: What multiplies the gradients in this backward pass; statistics are of gradients without it.
-        with_values: Keep a sample of values too.
+        layers: By name, as :func:`~lcw_lightning.observation.observed_layers.observed_layers` returns them.
+        device: On which they compute.
+        gradient_scale: The factor that multiplies the gradients in this backward pass; statistics are divided by it.
+        with_values: Keep samples of values, too.
 
     Example:
         >>> from torch import nn
@@ -58,14 +58,14 @@ class Snapshot:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the layers within the block; there are hooks then only."""
+        """Observe the layers within the block; outside it there are no hooks."""
         with observe({name: layer.layer for name, layer in self.layers.items()}, self._observe):
             yield
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the statistics of the layers that were called, in the order of their first calls.
 
-        Every rank must take part, and all get those of the union of their batches.
+        All ranks must call this, and all get the statistics of the union of their batches.
         """
         forward_order = list(self.facts)
         for name in self.layers.keys() - self.facts.keys():  # another rank may have called it
@@ -78,12 +78,12 @@ class Snapshot:
         return {name: found[name] for name in (*forward_order, *found) if name in found}
 
     def values(self) -> dict[tuple[str, Quantity], Tensor]:
-        """Return the :class:`~lcw_lightning.observation.samples.ValueSamples`; every rank must take part."""
+        """Return the :class:`~lcw_lightning.observation.samples.ValueSamples`; all ranks must call this."""
         assert self.samples is not None, "the snapshot was made without values"
         self.samples.update(self.seen)
         found = self.samples.compute()
         for (name, quantity), sample in found.items():
-            if quantity == "input":  # of which a narrow layer has fewer units than there is room for
+            if quantity == "input":  # a narrow layer has fewer units than the tensor has rows
                 found[name, quantity] = sample[: self.layers[name].in_channels]
         return {key: sample / (self.gradient_scale if "gradient" in key[1] else 1.0) for key, sample in found.items()}
 
@@ -95,19 +95,19 @@ class Snapshot:
         if quantity == "input":
             self.inputs[name] = sums
         elif quantity == "preactivation" and name in self.inputs:
-            # Only now: a hook of others may have rescaled the weight before the layer used it.
+            # Not before the call: another hook may rescale the weight before the layer uses it.
             self._add(name, "projection", self._projections(name, self.inputs[name]))
         if self.samples is not None and (part := self.samples.part(name, quantity, values, channel_dim)) is not None:
             self.seen.setdefault((name, quantity), []).append(part)
 
     def _projections(self, name: str, sums: ChannelSums) -> ChannelSums:
-        """Return the sums of w_i a, from those of a."""
+        """Return the sums of w_i a, computed from the sums of a."""
         layer = self.layers[name]
         units = layer.units()
         if name not in self.facts:
             self.facts[name] = WeightFacts.of(layer, units)
         rows = layer.input_units(units)
-        # The sum overflows float16, to which autocast would also turn the operands of a product.
+        # The sum would overflow float16, and autocast would convert the operands of the product to float16.
         dtype = torch.promote_types(rows.dtype, torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             projected = torch.linalg.vecdot(rows.to(dtype), layer.expand_to_fan_in(sums.total).to(dtype)).double()

@@ -1,4 +1,4 @@
-"""How many of a network's activations are exactly zero, over a whole data set."""
+"""The fraction of a network's activations that is exactly zero, over a whole data set."""
 
 import math
 from collections.abc import Container, Iterator
@@ -15,10 +15,10 @@ __all__ = ["ActivationSparsity", "ZeroFractions"]
 
 
 class ZeroFractions(Metric):
-    """Fraction of exact zeros of each of several layers' activations, over all batches and all ranks.
+    """Fraction of exact zeros in the activations of each layer, over all batches and all ranks.
 
     Args:
-        num_layers: How many.
+        num_layers: Number of layers.
 
     Example:
         >>> fractions = ZeroFractions(2)
@@ -36,26 +36,27 @@ class ZeroFractions(Metric):
         self.add_state("counts", torch.zeros(2, num_layers, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, nonzeros: Tensor, sizes: Tensor) -> None:
-        """Add what was counted, integers of shape ``(num_layers,)``: activations other than zero, and all."""
+        """Add counts of nonzero activations and of all activations, integers of shape ``(num_layers,)``."""
         self.counts += torch.stack((nonzeros, sizes))
 
     def compute(self) -> Tensor:
-        """Return the fractions in float64, on the CPU; NaN where nothing was counted."""
+        """Return the fractions in float64, on the CPU; NaN for layers without counts."""
         nonzeros, sizes = self.counts.cpu().double()
         return torch.div(sizes - nonzeros, sizes)
 
 
 class ActivationSparsity:
-    """Count the exact zeros in the activations that layers take as input, for as many batches as there are.
+    """Counts the exact zeros in the inputs of layers, over any number of batches.
 
-    The layer that is called first is left out: its input is the data. So are layers in a
-    :class:`torch.nn.TransformerEncoderLayer`, whose fused inference calls none of them, but not with hooks on them.
+    The layer that is called first is left out, because its input is the data. So are the layers inside a
+    :class:`torch.nn.TransformerEncoderLayer`: its fused inference does not call them, and hooks on them would turn it
+    off.
 
     Args:
-        model: Has layers, in evaluation mode.
+        model: In evaluation mode.
         chosen: The layers to count, by name, from
             :func:`~lcw_lightning.observation.observed_layers.observed_layers`.
-        device: Where they compute.
+        device: On which they compute.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.Threshold(9.0, 0.0), nn.Linear(3, 2)).eval()
@@ -80,14 +81,14 @@ class ActivationSparsity:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Count within the block; there are hooks then only."""
+        """Count within the block; outside it there are no hooks."""
         with observe(self.layers, self._observe):
             yield
 
     def by_layer(self) -> dict[str, float]:
         """Return the fraction of zeros in each chosen layer's inputs, in forward order.
 
-        Every rank must take part, and all get those of the union of their batches.
+        All ranks must call this, and all get the fractions of the union of their batches.
         """
         names = list(self.layers)
         nothing = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -106,7 +107,7 @@ class ActivationSparsity:
             self.first = name
         if name == self.first or name not in self.chosen:
             return
-        # Four times as fast on a CPU as torch.count_nonzero, and exact as it is.
+        # On a CPU four times as fast as torch.count_nonzero, and as exact.
         nonzeros = values.bool().sum()
         self.nonzeros[name] = self.nonzeros[name] + nonzeros if name in self.nonzeros else nonzeros
         self.sizes[name] = self.sizes.get(name, 0) + values.numel()

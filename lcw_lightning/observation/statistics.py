@@ -1,4 +1,4 @@
-"""The statistics of activation shift: what each is, how it is shown, and how it follows from moments."""
+"""The statistics of activation shift: their definitions, how they are shown, and how they follow from moments."""
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -11,7 +11,6 @@ from lcw_lightning.observation.moments import NetworkMoments, Series
 from lcw_lightning.observation.observed_layers import ObservedLayer
 
 __all__ = ["Statistic", "WeightFacts", "network_statistics"]
-
 
 Scale = Literal["logarithmic", "linear", "fraction"]
 
@@ -46,9 +45,9 @@ class Statistic(str, Enum):
     GRADIENT_STD = "gradient_std", "std of\ndL/dz", "std of dL/dz", "logarithmic"
     """The square root of V(dL/dz); the same in all layers of a healthy network."""
     AMPLIFICATION_FORWARD = "amplification_forward", "V(z)\n/ V(a)", "V(z) / V(a)", "logarithmic"
-    """V(z) / V(a); with zero-sum weights equal to the next one (Proposition 4)."""
+    """V(z) / V(a); under LCW equal to ``amplification_backward`` (Propositions 4 and 5)."""
     AMPLIFICATION_BACKWARD = "amplification_backward", "V(dL/da)\n/V(dL/dz)", "V(dL/da) / V(dL/dz)", "logarithmic"
-    """V(dL/da) / V(dL/dz) (Proposition 5)."""
+    """V(dL/da) / V(dL/dz)."""
     SPARSITY = "sparsity", "zeros\nin a", "fraction of zeros in a", "fraction"
     """Fraction of exact zeros in a."""
     DEAD_UNITS = "dead_units", "dead\nunits", "fraction of all inputs", "fraction"
@@ -72,7 +71,7 @@ class Statistic(str, Enum):
 
 
 class WeightFacts(NamedTuple):
-    """What the statistics need of a layer's weights and bias, which an optimizer is about to change.
+    """What the statistics need of a layer's weights and bias, copied before the optimizer changes them.
 
     Example:
         >>> from torch import nn
@@ -87,13 +86,13 @@ class WeightFacts(NamedTuple):
     norms: Tensor
     """Norm of every unit's weights."""
     input_norms: Tensor
-    """Norm of each weight vector that meets the input, shape ``(num_projections, 1)``."""
+    """Norm of each weight vector that multiplies the input, shape ``(num_projections, 1)``."""
     bias: Tensor | None
-    """What the layer adds to its preactivation."""
+    """The bias of z, one value per channel; None without one."""
 
     @classmethod
     def of(cls, layer: ObservedLayer, units: Mapping[str, Tensor]) -> "WeightFacts":
-        """Look at a layer's weights, as :meth:`ObservedLayer.units` gives them."""
+        """Return the facts of a layer's weights, given as :meth:`ObservedLayer.units` returns them."""
         dtype = torch.promote_types(next(iter(units.values())).dtype, torch.float32)
         norms = {
             name: torch.linalg.vector_norm(matrix, dim=1, keepdim=True, dtype=dtype) for name, matrix in units.items()
@@ -146,7 +145,7 @@ def network_statistics(
 def _shift_angle_spread(
     moments: NetworkMoments, layers: Mapping[str, ObservedLayer], facts: Mapping[str, WeightFacts], mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return E[z_i] without the bias, |90 - angle(w_i, E[a])| and E[a_j] less its layer's mean, by channel."""
+    """Return E[z_i] without the bias, |90 - angle(w_i, E[a])|, and E[a_j] minus the mean of its layer, by channel."""
     biases, lengths = [], []
     for name in layers:
         fact, a = facts[name], mean[moments.columns[name, "input"]]
@@ -161,7 +160,7 @@ def _shift_angle_spread(
 
 
 def _residuals(facts: Sequence[WeightFacts]) -> Tensor:
-    """Return the largest sum of a unit's weights over their norm, of each layer."""
+    """Return the largest sum of a unit's weights, divided by their norm, for each layer."""
     sums, norms = (torch.cat([getattr(fact, name) for fact in facts]).squeeze(1) for name in ("sums", "norms"))
     lengths = torch.tensor([len(fact.sums) for fact in facts], device=sums.device)
     return torch.segment_reduce((sums / norms.where(norms > 0, 1.0)).abs(), "max", lengths=lengths)

@@ -1,4 +1,7 @@
-"""The figures of the LCW paper and of the monitor: recorded numbers in, matplotlib figures out."""
+"""Plotting: the figures of the papers, the monitor and the reports.
+
+Takes numbers and returns matplotlib figures. It imports no other part of the package.
+"""
 
 from lcw_lightning.plotting.boxes import QUANTILES, Boxes, plot_boxes_by_layer, plot_boxes_by_unit, quantiles
 from lcw_lightning.plotting.depth import plot_against_depth

@@ -17,10 +17,10 @@ from lcw_lightning.plotting.panels import COLORS, panel_grid, panels_in_rows, se
 __all__ = ["QUANTILES", "Boxes", "plot_boxes_by_layer", "plot_boxes_by_unit", "quantiles"]
 
 Boxes = Tensor | Sequence[Sequence[float]]
-"""Shape ``(boxes, 5)``, the values at :data:`QUANTILES`. A row with a NaN or an infinity leaves a gap."""
+"""Shape ``(boxes, 5)``: for each box the values at :data:`QUANTILES`. Rows with NaN or infinity leave a gap."""
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-"""Lower whisker, lower end of the box, line in it, upper end, upper whisker."""
+"""Of the lower whisker, the lower end of the box, the line in it, its upper end and the upper whisker."""
 
 MAX_UNITS = 20
 MAX_TITLE_LENGTH = 32
@@ -29,7 +29,7 @@ MAX_TITLE_LENGTH = 32
 def quantiles(values: Tensor, dim: int = -1) -> Tensor:
     """Return the values at :data:`QUANTILES` along ``dim``, in a new last dimension of 5; NaN where there is any NaN.
 
-    As :func:`torch.quantile`, which not every version of torch offers for more than 16 million numbers.
+    The same as :func:`torch.quantile`, which in some versions of torch takes no more than 16 million numbers.
 
     Example:
         >>> quantiles(torch.arange(101.0)).tolist()
@@ -44,14 +44,14 @@ def quantiles(values: Tensor, dim: int = -1) -> Tensor:
 
 
 def plot_boxes_by_layer(columns: Mapping[str, Mapping[str, Boxes]]) -> Figure:
-    """Draw quantities by layer as box plots: a row a quantity, a column a method, a box a layer.
+    """Plot quantities by layer as box plots: one row per quantity, one column per method, one box per layer.
 
     Args:
-        columns: Boxes of all layers from input to output, by quantity within method. All methods need the quantities
-            that the first one has.
+        columns: Boxes of all layers from input to output, by quantity, by method. All methods need the quantities of
+            the first one.
 
     Raises:
-        ValueError: Boxes that are not of shape ``(layers, 5)``.
+        ValueError: Boxes are not of shape ``(layers, 5)``.
 
     Example:
         >>> boxes = quantiles(torch.randn(20, 1000))
@@ -65,18 +65,18 @@ def plot_boxes_by_layer(columns: Mapping[str, Mapping[str, Boxes]]) -> Figure:
         for row, quantity in enumerate(rows):
             axes = grid[row, column]
             set_style(axes, method if row == 0 else "", "layer", quantity if column == 0 else "")
-            _draw_boxes(axes, quantities[quantity], COLORS[column % len(COLORS)])
+            _plot_boxes(axes, quantities[quantity], COLORS[column % len(COLORS)])
     return figure
 
 
 def plot_boxes_by_unit(panels: Mapping[str, Boxes]) -> Figure:
-    """Draw the activations of a layer's first 20 units as box plots: a panel a layer, three in a row, one scale.
+    """Plot the activations of a layer's first 20 units as box plots: one panel per layer, three in a row, on one scale.
 
     Args:
-        panels: Boxes of a layer's units, by title.
+        panels: Boxes of the units of a layer, by title of the panel.
 
     Raises:
-        ValueError: Boxes that are not of shape ``(units, 5)``.
+        ValueError: Boxes are not of shape ``(units, 5)``.
 
     Example:
         >>> boxes = quantiles(torch.rand(128, 256), dim=0)
@@ -87,12 +87,12 @@ def plot_boxes_by_unit(panels: Mapping[str, Boxes]) -> Figure:
     figure, grid = panels_in_rows(len(panels), sharey=True)
     for axes, (title, boxes) in zip(grid, panels.items(), strict=True):
         set_style(axes, shortened(title, MAX_TITLE_LENGTH), "unit", "activation" if axes in grid[::3] else "")
-        _draw_boxes(axes, boxes[:MAX_UNITS], COLORS[0])
+        _plot_boxes(axes, boxes[:MAX_UNITS], COLORS[0])
     return figure
 
 
-def _draw_boxes(axes: Axes, boxes: Boxes, color: str) -> None:
-    """Three collections: ``Axes.bxp`` makes six artists a box, and takes a second for a hundred."""
+def _plot_boxes(axes: Axes, boxes: Boxes, color: str) -> None:
+    """Plot boxes as three collections: ``Axes.bxp`` makes six artists per box, and takes a second for 100 boxes."""
     values = _checked(boxes)
     numbers = np.arange(1, len(values) + 1)
     whole = np.isfinite(values).all(axis=1)
@@ -112,5 +112,5 @@ def _draw_boxes(axes: Axes, boxes: Boxes, color: str) -> None:
 def _checked(boxes: Boxes) -> NDArray[np.float64]:
     values = torch.as_tensor(boxes).detach().cpu().double().numpy()
     if values.ndim != 2 or values.shape[1] != len(QUANTILES):
-        raise ValueError(f"box plots need {len(QUANTILES)} quantiles a box, got data of shape {values.shape}.")
+        raise ValueError(f"box plots need {len(QUANTILES)} quantiles per box, got data of shape {values.shape}.")
     return values

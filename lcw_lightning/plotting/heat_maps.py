@@ -12,10 +12,10 @@ __all__ = ["plot_heat_maps"]
 
 
 def plot_heat_maps(panels: Mapping[str, Tensor]) -> Figure:
-    """Draw matrices as heat maps with colour bars, three in a row.
+    """Plot matrices as heat maps with colour bars, three in a row.
 
-    Where there are negative numbers zero is white, what is above red and what is below blue. NaN and infinity are left
-    out.
+    If a matrix has negative numbers, zero is white, positive numbers are red and negative ones blue. NaN and infinity
+    are left out.
 
     Args:
         panels: Matrices ``(rows, columns)`` by title.
@@ -26,7 +26,7 @@ def plot_heat_maps(panels: Mapping[str, Tensor]) -> Figure:
         >>> len(figure.axes)  # two maps, two colour bars
         4
     """
-    figure, grid = panels_in_rows(len(panels), right=0.6)  # for the last colour bar's numbers
+    figure, grid = panels_in_rows(len(panels), right=0.6)  # space for the numbers of the last colour bar
     for axes, (title, matrix) in zip(grid, panels.items(), strict=True):
         values = np.ma.masked_invalid(matrix.detach().cpu().double().numpy())
         set_style(axes, title)

@@ -1,7 +1,7 @@
-"""What all figures share: panels of a fixed size, one style, pixels.
+"""Panels of a fixed size, one style, and images: the parts that all figures share.
 
-No pyplot: a figure belongs to whom it was given and goes with the last reference. Sizes suit the image cards of
-TensorBoard, and margins are fixed, because solving a layout would take longer than drawing.
+Figures are made without pyplot, so that they are freed with the last reference to them. Sizes suit the image cards of
+TensorBoard. Margins are fixed, because computing a layout would take longer than rendering the figure.
 """
 
 from math import ceil
@@ -24,7 +24,7 @@ __all__ = [
     "show_exponent",
 ]
 
-# Okabe and Ito: colour-blind readers tell them apart too.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TICK_SIZE = 9
 PANELS_IN_A_ROW = 3
@@ -65,7 +65,7 @@ def panels_in_rows(count: int, right: float = 0.15, sharey: bool = False) -> tup
 
 
 def shortened(name: str, length: int) -> str:
-    """Return the end of a layer's name, which tells more than its start.
+    """Return the end of a layer's name, which is more specific than its start.
 
     Example:
         >>> shortened("network.hidden.7.linear", length=10)
@@ -75,7 +75,7 @@ def shortened(name: str, length: int) -> str:
 
 
 def set_style(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
-    """Label axes, in sizes that can be read without zooming."""
+    """Set title, labels and style of axes, in sizes that can be read without zooming."""
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(xlabel, fontsize=10)
     axes.set_ylabel(ylabel, fontsize=10)
@@ -86,13 +86,13 @@ def set_style(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -
 
 
 def show_exponent(axes: Axes) -> None:
-    """Put one power of ten above the y axis where its numbers are small or large."""
+    """Put one power of ten above the y axis if its numbers are small or large."""
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useOffset=False)
     axes.yaxis.get_offset_text().set_fontsize(TICK_SIZE)
 
 
 def rgb_array(figure: Figure) -> NDArray[np.uint8]:
-    """Return the drawn figure as ``(height, width, 3)``, for loggers that take images.
+    """Render a figure as an array ``(height, width, 3)``, for loggers that take images.
 
     Example:
         >>> rgb_array(Figure(figsize=(3, 2), dpi=100)).shape

@@ -1,4 +1,4 @@
-"""q and gradient growth against depth, over many draws of the weights."""
+"""The figure of a pre-flight check: q and gradient growth against depth, over many draws of the weights."""
 
 from collections.abc import Mapping
 from itertools import cycle
@@ -16,11 +16,12 @@ __all__ = ["plot_preflight"]
 
 
 def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor]) -> Figure:
-    """Draw the median over draws as a line, and the 10 % to 90 % quantiles as a band; infinity ends at the edge.
+    """Plot the median over draws as a line and the 10 % to 90 % quantiles as a band; infinity is cut at the edge.
 
     Args:
-        q: Mean square of the preactivations, shape ``(draws, layers)``, by label; ``""`` labels one that is alone.
-        growth: Decades of gradient growth from the last layer, of the same shapes.
+        q: Mean square of the preactivations, shape ``(draws, layers)``, by label; the label is ``""`` if there is
+            only one network.
+        growth: Decades by which gradients grow from the last layer back to each, of the same shapes.
 
     Example:
         >>> import torch
@@ -32,15 +33,15 @@ def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor]) -> Fig
     set_style(left, "q", "hidden layer", "log10 of the mean of z²")
     set_style(right, "gradient growth", "hidden layer", "decades")
     with np.errstate(divide="ignore"):
-        _draw(left, {label: np.log10(values.numpy()) for label, values in q.items()})
-    _draw(right, {label: values.numpy() for label, values in growth.items()})
+        _plot_bands(left, {label: np.log10(values.numpy()) for label, values in q.items()})
+    _plot_bands(right, {label: values.numpy() for label, values in growth.items()})
     if set(q) != {""}:
         right.legend(fontsize=TICK_SIZE, frameon=False)
     return figure
 
 
-def _draw(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
-    # Without interpolation, which would make NaN of infinite numbers.
+def _plot_bands(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
+    # Interpolation between infinite numbers would give NaN.
     bands = {label: np.quantile(values, (0.1, 0.5, 0.9), axis=0, method="higher") for label, values in lines.items()}
     every = np.concatenate([band.ravel() for band in bands.values()])
     finite = every[np.isfinite(every)]

@@ -1,4 +1,4 @@
-"""All figures of one snapshot of a network, or of several side by side."""
+"""All figures of one snapshot of a network, or of several networks side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol

@@ -1,1 +1,4 @@
-"""The papers' mathematics as pure functions: tensors in, tensors out."""
+"""Theory: the mathematics of the papers as pure functions of tensors and numbers.
+
+It imports no other part of the package.
+"""

@@ -11,16 +11,17 @@ from lcw_lightning.theory.quadrature import FLOAT64, Function, adaptive_rule
 __all__ = ["mean_product"]
 
 REACH = 20.0  # standard deviations: beyond, the square root of the Gaussian density is below 1e-43
-NEAREST = 1e-7  # distance of a correlation to 1 or -1 from which on the mean product is interpolated
-ROWS = 100  # of the density, in memory at a time
+NEAREST = 1e-7  # if a correlation is closer than this to 1 or -1, the mean product is interpolated
+ROWS = 100  # rows of the density that are in memory at a time
 
 
 def mean_product(function: Function, sigma: float, rho: float) -> float:
     r"""Return :math:`E[f(u_1) f(u_2)]` for centered Gaussians of variance :math:`\sigma^2` and correlation rho.
 
-    One adaptive rule, with panels halved towards the kinks and jumps of f, is taken in both directions. Its panels
-    are as narrow as the ridge of the density, which correlations near 1 and -1 make narrow and the integral slow: a
-    second at 1e-7 from them. Nearer the value is interpolated linearly, which costs 1e-10 of it, or 1e-3 if f jumps.
+    The same adaptive rule, with panels halved towards the kinks and jumps of f, is used in both directions. Its panels
+    are as narrow as the ridge of the density, so that correlations near 1 and -1 make the integral slow: it takes a
+    second at a distance of 1e-7. Nearer to 1 and -1 the value is interpolated linearly, with a relative error of 1e-10,
+    or 1e-3 if f jumps.
 
     Args:
         function: The function f: float64 tensors of shape ``(n,)`` to ``(n,)``, elementwise.
@@ -53,15 +54,16 @@ def _integral(function: Function, sigma: float, rho: float) -> float:
     edges = torch.linspace(-REACH, REACH, 2 * math.ceil(REACH / min(4 * ridge, 1.0)) + 1, **FLOAT64)
 
     def factor(z: Tensor) -> Tensor:
-        # Along the ridge each of the two functions has the root of the density to itself.
+        # Along the ridge the density is split evenly: each of the two functions is weighted with its square root.
         value = function(sigma * z) * torch.exp(-z.square() / 4)
-        return torch.stack((value, value.abs()))  # the integral of the first may vanish
+        # The first may integrate to 0; the second sets the scale of the error.
+        return torch.stack((value, value.abs()))
 
     nodes, weights, _ = adaptive_rule(factor, edges)
     values = weights * function(sigma * nodes)
     total = 0.0
     for rows, u in zip(torch.split(values, ROWS), torch.split(nodes, ROWS), strict=True):
-        # What is 9 standard deviations of the ridge away from it adds nothing.
+        # Points more than 9 standard deviations of the ridge away from it contribute nothing.
         ends = (rho * u[[0, -1]]).sort().values + torch.tensor([-9 * ridge, 9 * ridge], **FLOAT64)
         near = slice(*torch.searchsorted(nodes, ends).tolist())
         away = ((nodes[near] - rho * u[:, None]) / ridge).square()

@@ -1,11 +1,11 @@
 r"""Initialization at the edge of chaos for activations of a chosen sparsity.
 
-At the edge of chaos signals and gradients keep their size through any depth: the variance map has a fixed point
+At the edge of chaos the size of signals and gradients does not change with depth: the variance map has a fixed point
 :math:`V(q^*) = q^*`, and there :math:`\chi_1 = \sigma_w^2 E[\phi'^2] = 1` (Price et al., ICLR 2024, Section 2). So
 
 .. math:: \sigma_w^2 = 1 / E[\phi'^2], \qquad \sigma_b^2 = q^* - \sigma_w^2 E[\phi^2].
 
-With zero-sum weights :math:`E[\phi^2]` becomes :math:`\mathrm{Var}[\phi]`, which this project derived itself (see
+With zero-sum weights :math:`E[\phi^2]` becomes :math:`\mathrm{Var}[\phi]`, which this project derived (see
 :class:`~lcw_lightning.theory.variance_maps.VarianceMap`). Then :math:`\sigma_b^2 \ge 0` for every activation without
 jumps, by Poincare's inequality :math:`\mathrm{Var}[\phi(\sqrt q Z)] \le q E[\phi'^2]`.
 """
@@ -23,13 +23,13 @@ from lcw_lightning.theory.thresholded import Thresholded
 
 __all__ = ["EdgeOfChaos", "EdgeOfChaosStds", "edge_of_chaos", "edge_of_chaos_stds", "threshold_and_clip"]
 
-# In standard deviations: the narrowest clip that is searched, its step, and the value that no preactivation reaches.
+# In standard deviations: the narrowest clip of the search, its step, and a value that no preactivation reaches.
 NARROWEST, STEP, HIGHEST = 1e-3, 0.1, 40.0
 ROUNDING = 1e-9
 
 
 class EdgeOfChaos(NamedTuple):
-    """Threshold and clip of a sparse activation, with the standard deviations of weights and biases that go with it."""
+    """Threshold and clip of a sparse activation, and the standard deviations of the weights and biases for it."""
 
     tau: float
     clip: float
@@ -45,7 +45,7 @@ class EdgeOfChaosStds(NamedTuple):
 
 
 class Family(Protocol):
-    """What tells the four sparse activations apart."""
+    """The two properties that distinguish the four sparse activations."""
 
     @property
     def odd(self) -> bool: ...
@@ -61,21 +61,21 @@ def edge_of_chaos(
 
     The sparsity is :math:`P(\phi(z) = 0)` at :math:`z \sim \mathcal{N}(0, q)`. It gives the threshold,
     :math:`\tau = \sqrt q \Phi^{-1}(s)` or, for odd activations, :math:`\sqrt q \Phi^{-1}((1 + s) / 2)`. The clip is the
-    one at which the variance map has the given slope :math:`V'(q)` (Price et al., ICLR 2024, Section 3); where several
-    have it, which happens at sparsities below one half, the largest. Scaling :math:`\sqrt q` by a factor scales tau,
-    clip and sigma_b by it and leaves sigma_w as it is.
+    one at which the variance map has the given slope :math:`V'(q)` (Price et al., ICLR 2024, Section 3); if several
+    clips have it, which happens at sparsities below one half, it is the largest. Scaling :math:`\sqrt q` by a factor
+    scales tau, clip and sigma_b by it and does not change sigma_w.
 
-    An unclipped activation has one slope: 1, or with zero-sum weights and a shifted ReLU less, 0.779 at sparsity 0.7.
-    ``slope`` is not used then.
+    For an unclipped activation ``slope`` is not used, because its slope is fixed: 1, or less for a shifted ReLU with
+    zero-sum weights, such as 0.779 at sparsity 0.7.
 
     Args:
         activation: A class of :mod:`lcw_lightning.activations`, or anything with its attributes ``odd``
             and ``clipped``.
         sparsity: Fraction of zeros, between 0 and 1.
         slope: Slope of the variance map at q, for clipped activations. Its distance to 1 is the rate at which
-            variances that are off q return to it.
+            other variances converge to q.
         q: Variance of the preactivations, the fixed point of the variance map.
-        zero_sum: Whether weights sum to zero over the inputs of each unit; the map is then the one of such weights.
+        zero_sum: Whether weights sum to zero over the inputs of each unit; if so, the map of such weights is used.
 
     Raises:
         ValueError: If no clip has the slope, sigma_b would be imaginary (only below sparsity 0.5, without zero-sum
@@ -113,7 +113,7 @@ def threshold_and_clip(
 
 
 def edge_of_chaos_stds(activation: Function, q: float = 1.0, zero_sum: bool = False) -> EdgeOfChaosStds:
-    r"""Return the standard deviations that put any activation, as it is, at the edge of chaos.
+    r"""Return the standard deviations that put any given activation at the edge of chaos.
 
     Args:
         activation: A function or module, elementwise and deterministic.
@@ -121,8 +121,8 @@ def edge_of_chaos_stds(activation: Function, q: float = 1.0, zero_sum: bool = Fa
         zero_sum: Whether weights sum to zero over the inputs of each unit.
 
     Raises:
-        ValueError: If the activation has no slope, or more mean square than its slope can hold at q (sigma_b would be
-            imaginary), cannot be integrated, or q is not positive and finite.
+        ValueError: If the activation has no slope, its mean square is too large for its slope at q (sigma_b would be
+            imaginary), it cannot be integrated, or q is not positive and finite.
 
     Example:
         >>> import torch
@@ -143,8 +143,8 @@ def _stds(phi: Thresholded | Integrated, q: float, zero_sum: bool) -> EdgeOfChao
     if bias_variance < -ROUNDING * q:
         raise ValueError(
             f"At q = {q} the edge of chaos of {phi} needs biases of variance {bias_variance:.3g}, below 0: take "
-            "zero-sum weights in every layer, with which only a jump can make it negative, another q or another "
-            "activation (of the shifted ReLUs one with a sparsity of at least 0.5)."
+            "zero-sum weights in every layer (the variance is then negative only for some activations with a jump), "
+            "another q, or another activation (a shifted ReLU needs a sparsity of at least 0.5)."
         )
     return EdgeOfChaosStds(1 / math.sqrt(slope), math.sqrt(max(bias_variance, 0.0)))
 
@@ -163,7 +163,7 @@ def _width(threshold: float, odd: bool, slope: float, zero_sum: bool) -> float:
             f"No clip gives the variance map the slope {slope} at its fixed point: at this sparsity it must be above "
             f"{lowest:.4f} and below {highest:.4f}, the slope without a clip{' and with zero-sum weights' * zero_sum}."
         )
-    # Below sparsity one half the slope is not monotone in the width: the last crossing is the one.
+    # Below sparsity one half the slope is not monotone in the width: the last crossing is wanted.
     widths = np.append(np.arange(NARROWEST, HIGHEST - threshold, STEP), HIGHEST - threshold)
     last = max(i for i, width in enumerate(widths) if slope_at(width) < slope)
     return float(brentq(lambda width: slope_at(width) - slope, widths[last], widths[last + 1], xtol=1e-15, rtol=1e-14))

@@ -17,9 +17,9 @@ def fixed_points(
 ) -> list[float]:
     """Return all q in [lowest, highest] with ``function(q) == q``, in ascending order, by brentq.
 
-    Those at which the function only touches the diagonal count, too: they are where ``function(q) - q`` has an extremum
-    and is, to 1e-9 of q, zero. Between the points of a logarithmic grid, 20 a decade, and these extrema the distance
-    to the diagonal is taken to be monotone.
+    Points at which the function only touches the diagonal are included: there ``function(q) - q`` has an extremum and
+    is zero up to 1e-9 q. The difference is assumed to be monotone between its extrema and the points of a logarithmic
+    grid with 20 points per decade.
 
     Args:
         function: A smooth function of a positive number.
@@ -47,15 +47,15 @@ def fixed_points(
     distances = {q: distance(q) for q in grid}
     for left, right in pairwise(grid):
         if max(abs(distances[left]) / left, abs(distances[right]) / right) < TOUCHING:
-            raise ValueError(f"Every q from {left:.4g} to {right:.4g} is a fixed point: there is no list of them.")
+            raise ValueError(f"Every q from {left:.4g} to {right:.4g} is a fixed point, so they cannot be listed.")
     for q in _crossings(grid, {q: slope(q) - 1 for q in grid}, lambda q: slope(q) - 1):
-        # An extremum that touches is a fixed point, and no crossing beside it.
+        # An extremum that touches counts once, as a fixed point, without crossings on both sides of it.
         distances[q] = 0.0 if abs(distance(q)) < TOUCHING * q else distance(q)
     return _crossings(sorted(distances), distances, distance)
 
 
 def _crossings(points: list[float], values: dict[float, float], function: Callable[[float], float]) -> list[float]:
-    """Return where the function is zero: at a point, or between neighbours at which its signs differ."""
+    """Return the zeros of the function: at points, and between neighbouring points where its signs differ."""
     zeros = [q for q in points if values[q] == 0]
     between = [(left, right) for left, right in pairwise(points) if values[left] * values[right] < 0]
     return sorted(zeros + [float(brentq(function, *ends, xtol=1e-300, rtol=1e-14)) for ends in between])

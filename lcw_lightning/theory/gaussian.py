@@ -11,7 +11,7 @@ from lcw_lightning.theory.quadrature import FLOAT64, Function, adaptive_rule
 __all__ = ["Function", "elementwise", "gaussian_expectation", "standard_deviation", "value_and_slope"]
 
 TAIL = 38.0  # standard deviations beyond which the Gaussian density is 0 in float64
-# Functions bend at sizes of z that have nothing to do with sigma: panels that halve towards 0 meet all of them.
+# Activations may bend at any scale of z, whatever sigma is: panels that halve towards 0 resolve all scales.
 OCTAVES = 25
 WORST_ERROR = 1e-6
 
@@ -19,8 +19,9 @@ WORST_ERROR = 1e-6
 def gaussian_expectation(integrand: Function, sigma: float) -> Tensor:
     r"""Return :math:`E[g(z)]` for :math:`z \sim \mathcal{N}(0, \sigma^2)`, by adaptive Gauss-Lobatto quadrature.
 
-    Kinks and jumps are found by bisection. The error sought is 1e-13 of the largest component: beside a component
-    that may vanish put one that cannot, such as its square. An error above 1e-6 of it is a ValueError.
+    Kinks and jumps are found by bisection. The error aimed at is 1e-13 of the largest component, so give a component
+    that may vanish together with one that cannot, such as its square. An error above 1e-6 of the largest component is
+    a ValueError.
 
     Args:
         integrand: The function g: float64 tensors of shape ``(n,)`` to ``(..., n)``.
@@ -37,7 +38,9 @@ def gaussian_expectation(integrand: Function, sigma: float) -> Tensor:
     def weighted(z: Tensor) -> Tensor:
         values = integrand(sigma * z).detach()
         if not values.isfinite().all():
-            raise ValueError(f"An activation, its slope and their squares must be finite: not so at sigma = {sigma}.")
+            raise ValueError(
+                f"An activation, its slope and their squares must be finite; at sigma = {sigma} they are not."
+            )
         return values * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
 
     upper = TAIL / 2 ** torch.arange(OCTAVES, **FLOAT64)
@@ -52,14 +55,14 @@ def gaussian_expectation(integrand: Function, sigma: float) -> Tensor:
 
 
 def elementwise(activation: Function, sigma: float) -> tuple[Function, Tensor]:
-    """Return the activation, known to be elementwise and checked to be finite at every call, and its value at 0."""
+    """Return the activation, checked to be elementwise and, at every call, finite; and its value at 0."""
     name = getattr(activation, "__name__", repr(activation))
     if isinstance(activation, nn.Module):
         with torch.inference_mode(False):
             activation = copy.deepcopy(activation).to(**FLOAT64)
 
     def function(z: Tensor) -> Tensor:
-        value = activation(z.clone())  # which it may overwrite
+        value = activation(z.clone())  # a copy, since the activation may work in place
         if not (isinstance(value, Tensor) and value.shape == z.shape):
             given = getattr(value, "shape", type(value).__name__)
             raise ValueError(f"{name} must return a tensor of its input's shape {z.shape}, but returned {given}.")
@@ -71,21 +74,21 @@ def elementwise(activation: Function, sigma: float) -> tuple[Function, Tensor]:
     probe = torch.linspace(-TAIL * sigma, TAIL * sigma, 1000, **FLOAT64)
     if not torch.allclose(function(probe)[::2], function(probe[::2])):
         raise ValueError(
-            f"{name} must map each element by itself and always to the same value, but does not: put a random module "
-            "in eval mode, and leave out what looks at several elements at once, such as a normalization."
+            f"{name} must map each element independently and always to the same value, but does not: put a random "
+            "module in eval mode, and leave out operations on several elements, such as a normalization."
         )
     return function, function(torch.zeros(1, **FLOAT64)).detach()
 
 
 def standard_deviation(q: float) -> float:
-    """Return the square root of a variance, or say in a ValueError that ``q`` is none."""
+    """Return the square root of a variance; raise a ValueError if ``q`` is not positive and finite."""
     if not (math.isfinite(q) and q > 0):
         raise ValueError(f"q is a variance: it must be positive and finite, but {q} was given.")
     return math.sqrt(q)
 
 
 def value_and_slope(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the function and its slope, as autograd gives it, at each element of z."""
+    """Return the function and its slope (by autograd) at each element of z."""
     with torch.inference_mode(False), torch.enable_grad():
         z = z.clone().requires_grad_()
         value = function(z)

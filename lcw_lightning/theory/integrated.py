@@ -1,4 +1,4 @@
-r"""Gaussian moments of any elementwise activation, by quadrature where no closed form is known.
+r"""Gaussian moments of any elementwise activation, by quadrature unless a closed form is known.
 
 Derivatives in the variance q come from the heat equation, without a derivative of the activation: with the Hermite
 polynomials :math:`He_2(z) = z^2 - 1` and :math:`He_4(z) = z^4 - 6 z^2 + 3`,
@@ -27,7 +27,7 @@ __all__ = ["Integrated", "gaussian_moments"]
 
 @dataclass(frozen=True)
 class Integrated:
-    r"""The moments of an elementwise activation at variance q, as :class:`Thresholded` has them.
+    r"""The moments of an elementwise activation at variance q, with the methods of :class:`Thresholded`.
 
     All methods raise a ValueError where q is not positive and finite, or where the activation is random, not
     elementwise, not finite, or varies too fast to be integrated.
@@ -41,7 +41,7 @@ class Integrated:
 
     def mean(self, q: float, order: int = 0) -> float:
         """Return the mean, or its first or second derivative in q."""
-        # The activation's value at 0, however large, costs the rest no digits.
+        # The value at 0 is subtracted first, so that a large one does not cost precision.
         function, origin = elementwise(self.activation, standard_deviation(q))
         spread = math.sqrt(_expectation(lambda z: function(z) - origin, 2, q))
         mean = spread * _expectation(lambda z: (function(z) - origin) / spread, 1, q, order) if spread else 0.0
@@ -57,24 +57,24 @@ class Integrated:
         function, _ = elementwise(self.activation, standard_deviation(q))
         mean = self.mean(q)
         variance = _expectation(lambda z: function(z) - mean, 2, q, order)
-        # About a centre that stays while q moves: the moving mean enters at second order only.
+        # The centre is held fixed while q varies; the variation of the mean contributes to the second derivative only.
         return variance - 2 * self.mean(q, 1) ** 2 if order == 2 else variance
 
     def slope_mean_square(self, q: float) -> float:
-        """Return the mean square of the slope. As in backpropagation, a jump has no slope."""
+        """Return the mean square of the slope. As in backpropagation, jumps do not contribute."""
         sigma = standard_deviation(q)
         function, origin = elementwise(self.activation, sigma)
 
         def squares(z: Tensor) -> Tensor:
             value, slope = value_and_slope(function, z)
-            # A steep piece may fall between the nodes, and its slope with it; the rise that it leaves behind does not.
+            # The nodes may miss a short steep piece and its slope, but not the rise in value that it causes.
             return torch.stack((slope, (value - origin) / sigma)).square()
 
         return float(gaussian_expectation(squares, sigma)[0])
 
 
 def gaussian_moments(activation: Function) -> Thresholded | Integrated:
-    """Return closed forms for an activation that has them, as its attribute ``thresholded``, and integrals for others.
+    """Return closed forms for an activation with an attribute ``thresholded``, and integrals for others.
 
     ReLU and the identity have closed forms, too.
 
@@ -93,13 +93,13 @@ def gaussian_moments(activation: Function) -> Thresholded | Integrated:
 
 
 def _expectation(function: Function, power: int, q: float, order: int = 0) -> float:
-    """Return the mean of the function to a power, 1 or 2, or a derivative. With power 1, its mean square must be 1."""
+    """Return the mean of the function to the power 1 or 2, or a derivative. For power 1 its mean square must be 1."""
     sigma = standard_deviation(q)
 
     def weighted(z: Tensor) -> Tensor:
         values, square = function(z), (z / sigma).square()
         hermite = (torch.ones_like(z), square - 1, square.square() - 6 * square + 3)[order]
-        # What may vanish stands beside what cannot, as gaussian_expectation asks.
+        # The second component cannot vanish, and sets the scale of the error in gaussian_expectation.
         return torch.stack((values**power * hermite, values.square()))
 
     return float(gaussian_expectation(weighted, sigma)[0]) / (2 * q) ** order

@@ -1,7 +1,8 @@
 r"""Adaptive quadrature rules for functions with kinks and jumps, vectorized over panels.
 
-scipy's quad_vec would do, if its Gauss-Kronrod nodes did not leave a gap at the ends of a panel: a jump in there is not
-seen at any tolerance, and integrals of shifted steps were wrong by up to 4e-5. Gauss-Lobatto nodes include the ends.
+scipy's quad_vec is not used, because its Gauss-Kronrod nodes leave a gap at the ends of each panel: a jump in the gap
+is missed at any tolerance, and integrals of shifted steps were wrong by up to 4e-5. Gauss-Lobatto nodes include the
+ends.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,14 @@ __all__ = ["FLOAT64", "Function", "adaptive_rule"]
 FLOAT64: Any = {"dtype": torch.float64, "device": "cpu"}
 Function = Callable[[Tensor], Tensor]
 
-SOUGHT_ERROR = 1e-13  # of each panel, relative to the integral
-HALVINGS, PANELS = 45, 20_000  # down to the spacing of float64; for rough functions
+SOUGHT_ERROR = 1e-13  # error aimed at in each panel, relative to the integral
+HALVINGS, PANELS = 45, 20_000  # limits: the spacing of float64, and the number of panels of a rough function
 
 
 def _rule(count: int) -> tuple[Tensor, Tensor]:
-    """Return nodes and weights on [0, 1]: those of Lobatto, whose nodes at the ends leave no gap where a kink can hide.
+    """Return the nodes and weights of Lobatto on [0, 1], with nodes at the ends so that no kink is missed there.
 
-    All are drawn in by a millionth, so that a function that jumps at an end is seen from the panel's own side.
+    All nodes are moved inwards by a millionth, so that a function that jumps at an end is taken from the inside.
     """
     inner = Legendre.basis(count - 1).deriv().roots().real
     nodes = (1 - 1e-6) * np.concatenate(([-1.0], np.sort(inner), [1.0]))
@@ -64,7 +65,7 @@ def adaptive_rule(integrand: Function, edges: Tensor) -> tuple[Tensor, Tensor, f
         nodes, weights, halves = _integrals(integrand, left, right)
         differences = (wholes - halves.view(*wholes.shape[:-1], 2, -1).sum(-2)).abs()
         if halvings_left == 0:
-            differences = wholes.abs()  # what is still rough may hide a pole
+            differences = wholes.abs()  # a panel that is still rough may contain a pole
         differences = differences.reshape(-1, len(middle)).amax(0)
         size = (accepted + halves.sum(-1)).abs().max()
         rough = (differences > SOUGHT_ERROR * size) & (halvings_left > 0 and len(left) <= most)

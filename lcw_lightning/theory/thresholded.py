@@ -27,13 +27,13 @@ class Thresholded:
     r"""The function :math:`\phi` of the threshold ``tau`` and the largest value ``clip``, continued oddly if ``odd``.
 
     Relative errors are below 1e-9 while :math:`\tau < 30 \sqrt q` and the clip is above :math:`10^{-3} \sqrt q`. All
-    methods raise a ValueError where the variance q is not positive and finite. Moments return, with ``order`` 1 or 2,
-    their first or second derivative in q.
+    methods raise a ValueError if the variance q is not positive and finite. With ``order`` 1 or 2, moments return their
+    first or second derivative in q.
 
     Args:
-        tau: Threshold. Below 0 the function is not 0 at 0, which an odd one cannot be.
+        tau: Threshold. If it is negative, the function is not 0 at 0, so an odd function cannot have it.
         clip: Largest absolute value, or infinity.
-        odd: Whether the function is continued to negative x as an odd one.
+        odd: Whether the function is continued to negative x as an odd function.
 
     Raises:
         ValueError: If tau is not finite, or negative for an odd function, or the clip is not positive.
@@ -138,7 +138,7 @@ def _density(x: float, power: int = 0) -> float:
 
 
 def _between(a: float, b: float) -> float:
-    """Return P(a < Z < b) from the tail that both are nearer to, so that no digit of it is lost."""
+    """Return P(a < Z < b), computed from the nearer tail to avoid cancellation."""
     return float(ndtr(-a) - ndtr(-b) if a > 0 else ndtr(b) - ndtr(a))
 
 

@@ -1,4 +1,4 @@
-r"""How much activations and layers amplify the variance of what passes them, forward and backward.
+r"""How much activations and layers amplify variance, forward and backward.
 
 The paper (Kutsuna, Section 4.2) takes a preactivation :math:`z \sim \mathcal{N}(0, \sigma^2)`, an activation
 :math:`a = f(z)` and a gradient :math:`\nabla_a` of mean zero, independent of z, so that
@@ -7,10 +7,10 @@ The paper (Kutsuna, Section 4.2) takes a preactivation :math:`z \sim \mathcal{N}
 .. math:: \phi_{fw} = \frac{V(a)}{V(z)} = \frac{V(f(z))}{\sigma^2}, \qquad
           \phi_{bw} = \frac{V(\nabla_z)}{V(\nabla_a)} = E[f'(z)^2].
 
-:class:`VarianceMap` takes the weights and biases of a wide layer in as well.
+:class:`VarianceMap` includes the weights and biases of a wide layer.
 
-An activation is any callable that maps each element of a tensor by itself. It is called with float64 on the CPU; a
-module through a copy, in the mode (train or eval) that it is in. Its slope :math:`f'` is the one that autograd gives.
+An activation is any callable that maps each element of a tensor independently. It is called with float64 tensors on
+the CPU. A module is copied first, and keeps its mode (train or eval). The slope :math:`f'` is computed by autograd.
 """
 
 import math
@@ -31,8 +31,9 @@ def phi_fw(activation: Function, sigma: float) -> float:
 
     For the sigmoid at sigma = 0.5, 1, 2 the paper prints :math:`(\phi_{fw}, \phi_{bw})` = (0.236, 0.237),
     (0.208, 0.211), (0.157, 0.170). These are ratios of standard deviations, :func:`std_ratio_fw` and
-    :func:`std_ratio_bw` (0.211 is 0.2117 in truth). The ratios of variances that it defines, and that this function
-    and :func:`phi_bw` return, are their squares: (0.0558, 0.0560), (0.0434, 0.0448), (0.0246, 0.0290).
+    :func:`std_ratio_bw` (0.211 should be 0.212: the value is 0.2117). The ratios of variances that it defines, and
+    that this function and :func:`phi_bw` return, are their squares: (0.0558, 0.0560), (0.0434, 0.0448),
+    (0.0246, 0.0290).
 
     Args:
         activation: The function f, elementwise and deterministic. Dropout or RReLU must be in eval mode.
@@ -56,9 +57,9 @@ def phi_fw(activation: Function, sigma: float) -> float:
 def phi_bw(activation: Function, sigma: float) -> float:
     r"""Return :math:`\phi_{bw} = E[f'(z)^2]` for :math:`z \sim \mathcal{N}(0, \sigma^2)` (paper, Section 4.2).
 
-    For ReLU this is 1/2 at every sigma (Proposition 6); other activations are integrated. As in backpropagation, a
-    jump has no slope. What the paper prints for the sigmoid is the square root, :func:`std_ratio_bw`; both sets of
-    numbers, the arguments and the errors are at :func:`phi_fw`.
+    For ReLU this is 1/2 at every sigma (Proposition 6); other activations are integrated. As in backpropagation, jumps
+    do not contribute. For the sigmoid the paper prints the square root, :func:`std_ratio_bw`; see :func:`phi_fw` for
+    both sets of numbers, the arguments and the errors.
 
     Example:
         >>> import torch
@@ -102,12 +103,13 @@ class VarianceMap:
 
     .. math:: V(q) = \sigma_w^2 E[\phi(\sqrt q Z)^2] + \sigma_b^2.
 
-    Weights that sum to zero over the inputs of each unit see only how the activations differ from their mean, so that
-    in the wide limit the mean square becomes a variance, which this project derived itself and the papers do not have:
+    For weights that sum to zero over the inputs of each unit, only the deviations of the activations from their mean
+    matter, so that in the wide limit the mean square becomes a variance. This project derived it; it is in neither
+    paper:
 
     .. math:: V_{LCW}(q) = \sigma_w^2 \mathrm{Var}[\phi(\sqrt q Z)] + \sigma_b^2.
 
-    All methods raise a ValueError where q is not positive and finite or the activation cannot be integrated.
+    All methods raise a ValueError if q is not positive and finite or the activation cannot be integrated.
 
     Args:
         activation: The function phi, elementwise and deterministic. Closed forms are used for ReLU, the identity and
@@ -135,7 +137,7 @@ class VarianceMap:
         return self._derivative(q, 0) + self.sigma_b**2
 
     def slope(self, q: float) -> float:
-        """Return V'(q). Variances near a fixed point approach it by this factor a layer."""
+        """Return V'(q). Near a fixed point a layer multiplies the distance to it by this factor."""
         return self._derivative(q, 1)
 
     def curvature(self, q: float) -> float:
@@ -143,15 +145,15 @@ class VarianceMap:
         return self._derivative(q, 2)
 
     def chi_1(self, q: float) -> float:
-        r"""Return :math:`\chi_1 = \sigma_w^2 E[\phi'^2]`, by which a layer amplifies gradients; zero-sum or not."""
+        r"""Return :math:`\chi_1 = \sigma_w^2 E[\phi'^2]`, the factor that a layer puts on squared gradients."""
         return self.sigma_w**2 * gaussian_moments(self.activation).slope_mean_square(q)
 
     def correlation(self, rho: float, q: float) -> float:
-        r"""Return R(rho), the correlation of two inputs' preactivations of variance q each, one layer further.
+        r"""Return R(rho), the correlation in the next layer of two preactivations with variance q and correlation rho.
 
         .. math:: R(\rho) = (\sigma_w^2 E[\phi(u_1) \phi(u_2)] + \sigma_b^2) / q.
 
-        At a fixed point q it is 1 at rho = 1, with slope chi_1. For zero-sum weights the mean product becomes a
+        At a fixed point q, R(1) = 1 and R'(1) = chi_1. For zero-sum weights the mean product becomes a
         covariance. A ValueError is raised unless rho is between -1 and 1.
         """
         sigma = standard_deviation(q)
@@ -161,10 +163,10 @@ class VarianceMap:
         return (self.sigma_w**2 * product + self.sigma_b**2) / q
 
     def fixed_points(self, lowest: float = 1e-3, highest: float = 1e4) -> list[float]:
-        """Return all q in [lowest, highest] with V(q) = q, also those at which V only touches the diagonal.
+        """Return all q in [lowest, highest] with V(q) = q, including those at which V only touches the diagonal.
 
-        A ValueError is raised where V(q) = q on a whole interval, as for ReLU with sigma_w = sqrt(2) and no bias. How
-        they are found is at :func:`~lcw_lightning.theory.fixed_points.fixed_points`.
+        A ValueError is raised if V(q) = q on a whole interval, as for ReLU with sigma_w = sqrt(2) and no bias. See
+        :func:`~lcw_lightning.theory.fixed_points.fixed_points` for the method.
         """
         return fixed_points(self, self.slope, lowest, highest)
 

@@ -3,7 +3,7 @@ r"""Zero-sum vectors :math:`\mathcal{W}_{LC} = \{w \in \mathbb{R}^m : \sum_i w_i
 The paper (Kutsuna, Definition 3 and Section 3.1) writes a linearly constrained weight as :math:`w = B v` with a dense
 basis :math:`B \in \mathbb{R}^{m \times (m-1)}` from a QR decomposition (Appendix B). The basis here is the last
 :math:`m-1` columns of the Householder reflection that takes :math:`e_1` to :math:`-\mathbf{1}/\sqrt m`; it has a closed
-form, so that ``B v`` and ``B.T w`` take O(m) time and no matrix.
+form, so that ``B v`` and ``B.T w`` take O(m) time and need no matrix.
 """
 
 import math
@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 BASIS_VERSION = 1
-"""Names the basis in checkpoints: the same coordinates under another basis are other weights."""
+"""The version of the basis, kept in checkpoints: in another basis the same coordinates give other weights."""
 
 HALF = (torch.float16, torch.bfloat16)
-"""What is computed in float32."""
+"""The dtypes in which nothing is computed: float32 is used, and the result is rounded."""
 
 
 def embed_zero_sum(v: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ OBSTACLES = {
     "elementwise": (
         nn.Linear(4, 4),
         {"activation": nn.Softmax(dim=-1)},
-        r"Softmax\(dim=-1\) must map each element by itself",
+        r"Softmax\(dim=-1\) must map each element independently",
     ),
     "no edge": (nn.Linear(4, 4), {"activation": nn.Sigmoid()}, "needs biases of variance -5"),
 }

@@ -18,7 +18,7 @@ def look(network, *inputs, loss=lambda output: output.square().sum(), gradient_s
     return snapshot
 
 
-class Recorded(nn.Module):
+class Taped(nn.Module):
     """Stands in a layer's place, and keeps its inputs and outputs."""
 
     def __init__(self, layer):
@@ -79,17 +79,17 @@ TRANSFORMERS = {
 def test_transformers_show_their_attention_and_their_linear_layers(make, shapes):
     network, inputs = make(), [torch.rand(shape) for shape in shapes]
     names = [name for name, module in network.named_modules() if name.endswith(("attn", "linear1", "linear2"))]
-    plain, recorded = copy.deepcopy(network), copy.deepcopy(network)
+    plain, taped = copy.deepcopy(network), copy.deepcopy(network)
     for name in names:
-        recorded.set_submodule(name, Recorded(recorded.get_submodule(name)))
+        taped.set_submodule(name, Taped(taped.get_submodule(name)))
 
     torch.manual_seed(1)
     statistics = look(network, *inputs).statistics()
     torch.manual_seed(1)
-    recorded(*inputs).square().sum().backward()
+    taped(*inputs).square().sum().backward()
     assert sorted(statistics) == sorted(names)
     for name, row in statistics.items():
-        expected = recorded.get_submodule(name).expected()
+        expected = taped.get_submodule(name).expected()
         assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6), name
         assert len(row) == 11
 
@@ -145,13 +145,13 @@ class Loop(nn.Module):
 
 def test_a_shared_layer_shows_the_union_of_its_calls():
     network, inputs = Loop(), torch.rand(32, 4)
-    recorded = copy.deepcopy(network)
-    recorded.shared = Recorded(recorded.shared)
+    taped = copy.deepcopy(network)
+    taped.shared = Taped(taped.shared)
     snapshot = look(network, inputs)
-    recorded(inputs).square().sum().backward()
-    row, expected = snapshot.statistics()["shared"], recorded.shared.expected()
+    taped(inputs).square().sum().backward()
+    row, expected = snapshot.statistics()["shared"], taped.shared.expected()
     assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
-    sample, calls = snapshot.values()["shared", "preactivation"], [z.detach() for z in recorded.shared.outputs]
+    sample, calls = snapshot.values()["shared", "preactivation"], [z.detach() for z in taped.shared.outputs]
     for call in calls:
         assert torch.isin(sample, call).double().mean() == pytest.approx(1 / 3, abs=0.02)
     # A control: one call's numbers are others.

@@ -5,7 +5,7 @@ import torch
 from lcw_lightning.plotting import QUANTILES, plot_boxes_by_layer, plot_boxes_by_unit, quantiles, rgb_array
 
 
-def drawn(axes):
+def shown(axes):
     """The five numbers of every box, as the artists hold them, by the box's number."""
     whiskers, medians = (collection.get_segments() for collection in (axes.collections[0], axes.collections[2]))
     boxes = [path.vertices for path in axes.collections[1].get_paths()]
@@ -37,7 +37,7 @@ def test_boxes_show_their_quantiles():
     z, gradient = quantiles(torch.randn(20, 500)), quantiles(torch.randn(20, 500) * 1e-6)
     figure = plot_boxes_by_layer({"plain": {"z": z, "dL/dz": gradient}, "LCW": {"z": 2 * z, "dL/dz": 2 * gradient}})
     for axes, values in zip(figure.axes, (z, 2 * z, gradient, 2 * gradient), strict=True):
-        assert drawn(axes) == {number: pytest.approx(row) for number, row in enumerate(values.tolist(), start=1)}
+        assert shown(axes) == {number: pytest.approx(row) for number, row in enumerate(values.tolist(), start=1)}
         assert axes.get_yscale() == "linear"
     assert [axes.get_title() for axes in figure.axes] == ["plain", "LCW", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["z", "", "dL/dz", ""]
@@ -55,16 +55,16 @@ def test_a_row_with_nan_or_infinity_is_a_gap():
     boxes = quantiles(torch.randn(4, 99))
     boxes[1, 0], boxes[2, 4] = torch.nan, torch.inf
     (axes,) = plot_boxes_by_layer({"": {"z": boxes}}).axes
-    assert sorted(drawn(axes)) == [1, 4]
+    assert sorted(shown(axes)) == [1, 4]
     assert axes.get_xlim() == (0.4, 4.6)
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0, 1e-40, -3.0, torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("layers", [1, 100])
-def test_constant_and_broken_data_are_drawn(fill, layers):
+def test_constant_and_broken_data_are_shown(fill, layers):
     figure = plot_boxes_by_layer({"": {"z": torch.full((layers, 5), fill)}})
     (axes,) = figure.axes
-    assert len(drawn(axes)) == (layers if np.isfinite(fill) else 0)
+    assert len(shown(axes)) == (layers if np.isfinite(fill) else 0)
     assert rgb_array(figure).std() > 0
     assert np.isfinite(axes.get_ylim()).all()
 
@@ -84,7 +84,7 @@ def test_units_stand_in_one_panel_a_layer_on_one_scale_and_only_the_first_twenty
     assert [axes.get_title() for axes in figure.axes] == list(panels)
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
     for axes, boxes in zip(figure.axes, panels.values(), strict=True):
-        assert drawn(axes) == {unit: pytest.approx(boxes[unit - 1].tolist()) for unit in range(1, 21)}
+        assert shown(axes) == {unit: pytest.approx(boxes[unit - 1].tolist()) for unit in range(1, 21)}
     assert [axes.get_ylabel() for axes in figure.axes] == ["activation", "", "", "activation"]
 
 
@@ -100,10 +100,10 @@ def test_titles_of_neighbours_do_not_touch():
 
 def test_lists_are_as_good_as_tensors():
     (axes,) = plot_boxes_by_unit({"layer 1": [[1.0, 2.0, 3.0, 4.0, 5.0]]}).axes
-    assert drawn(axes) == {1: [1.0, 2.0, 3.0, 4.0, 5.0]}
+    assert shown(axes) == {1: [1.0, 2.0, 3.0, 4.0, 5.0]}
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 4, 5)], ids=str)
 def test_data_that_are_no_boxes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"box plots need 5 quantiles a box, got data of shape"):
+    with pytest.raises(ValueError, match=r"box plots need 5 quantiles per box, got data of shape"):
         plot_boxes_by_layer({"": {"z": torch.zeros(shape)}})

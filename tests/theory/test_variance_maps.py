@@ -267,7 +267,7 @@ def test_a_sigma_that_is_no_standard_deviation_is_refused(phi, activation, sigma
 
 
 BAD = {
-    "several_elements": (phi_bw, nn.Softmax(dim=0), r"Softmax\(dim=0\) must map each element by itself"),
+    "several_elements": (phi_bw, nn.Softmax(dim=0), r"Softmax\(dim=0\) must map each element independently"),
     "shape": (phi_fw, nn.GLU(), r"GLU\(dim=-1\) must return .* shape .*\[1000\]\), but returned .*\[500\]\)"),
     "class": (phi_fw, nn.ReLU, "ReLU must return a tensor of its input's shape .*, but returned ReLU"),
     "not_a_number": (phi_fw, torch.log, "log must be finite everywhere, but at -38 it is nan"),
@@ -276,7 +276,7 @@ BAD = {
     "undefined_slope": (
         phi_bw,
         lambda z: z.sqrt().where(z > 0, 0.0),
-        "its slope .* must be finite: not so at sigma = 1.0",
+        "its slope .* must be finite; at sigma = 1.0 they are not",
     ),
     "infinite_mean_slope": (phi_bw, lambda z: z.abs().sqrt(), "must be finite .*, but at sigma = 1.0 .* may be wrong"),
     "too_rough": (phi_fw, lambda z: torch.sin(1e5 * z), "not too rough.* may be wrong by .*: take a smaller sigma"),
