@@ -1,9 +1,11 @@
 """Constrained and plain checkpoints load into each other, safely and bit for bit."""
 
 import copy
-import io
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -71,13 +73,10 @@ def load_from_checkpoint(
     """
     checkpoint = read_checkpoint(path, map_location, weights_only)
     check_basis(checkpoint)
-    plain, buffer = _plain_state_dict(checkpoint), io.BytesIO()
-    torch.save({**checkpoint, "state_dict": plain}, buffer)
-    buffer.seek(0)
+    plain = _plain_state_dict(checkpoint)
     try:
-        module = module_class.load_from_checkpoint(
-            buffer, map_location=map_location, weights_only=weights_only, **kwargs
-        )
+        with _plain_checkpoint(path, checkpoint, plain) as plain_path:
+            module = _load_by_class(module_class, plain_path, weights_only, map_location=map_location, **kwargs)
     except RuntimeError as error:
         if not (problems := describe_misfit(error)):
             raise
@@ -90,6 +89,32 @@ def load_from_checkpoint(
     _restore_exactly(module, checkpoint, plain)
     mark_initialized(module)
     return module
+
+
+def _load_by_class(module_class: type[_Module], path: str | Path, weights_only: bool, **kwargs: Any) -> _Module:
+    try:
+        return module_class.load_from_checkpoint(path, weights_only=weights_only, **kwargs)
+    except TypeError as error:
+        if "weights_only" not in str(error):
+            raise
+        # A load_from_checkpoint of the class's own may not take this argument, or give Lightning one itself. What the
+        # file holds was found to be as safe as weights_only asks for when it was read before.
+        return module_class.load_from_checkpoint(path, **kwargs)
+
+
+@contextmanager
+def _plain_checkpoint(
+    path: str | os.PathLike[str], checkpoint: Mapping[str, Any], plain: Mapping[str, Tensor]
+) -> Iterator[str | Path]:
+    """Give the path of the checkpoint with the plain state dict in it: a file, since a class may read it twice."""
+    as_given = Path if isinstance(path, Path) else os.fspath
+    if not saved_constraints(checkpoint):
+        yield as_given(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = os.path.join(folder, os.path.basename(path))
+        torch.save({**checkpoint, "state_dict": plain}, temporary)
+        yield as_given(temporary)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Constrained and plain checkpoints load into each other, whole and safely or not at all."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -350,6 +351,62 @@ def test_a_truncated_checkpoint_is_refused(size, tmp_path):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"run\.ckpt' is no checkpoint of Lightning that can be read: it is truncated"):
         read_checkpoint(path)
+
+
+class ReadsTwice(Project):
+    """Reads the file itself before Lightning does, and trusts it, as chemprop's MPNN does."""
+
+    @classmethod
+    def load_from_checkpoint(cls, path, map_location=None, hparams_file=None, strict=True, **kwargs):
+        width = torch.load(path, map_location, weights_only=False)["hyper_parameters"]["width"]
+        cls.seen = path
+        return super().load_from_checkpoint(
+            path, map_location, hparams_file, strict, weights_only=False, width=width, **kwargs
+        )
+
+
+class ReadsOnce(Project):
+    """Takes no argument that it does not know."""
+
+    @classmethod
+    def load_from_checkpoint(cls, path, map_location=None):
+        return super().load_from_checkpoint(path, map_location)
+
+
+METHODS = {
+    "lcw": ConstraintCallback,
+    "wn": lambda: ConstraintCallback("wn"),
+    "project": lambda: ConstraintCallback(method="project"),
+    "plain": lambda: ConstraintCallback("none"),
+}
+runs = pytest.mark.parametrize("callback", METHODS.values(), ids=METHODS)
+
+
+@runs
+@pytest.mark.parametrize("weights_only", [True, False], ids=["safe", "trusted"])
+@pytest.mark.parametrize("project", [ReadsTwice, ReadsOnce])
+def test_a_class_with_a_loader_of_its_own_gets_a_file(project, weights_only, callback, tmp_path):
+    module, path = trained(tmp_path, project(width=4), callback())
+    loaded = load_from_checkpoint(project, path, weights_only=weights_only)
+    assert constrained_weights(loaded) == constrained_weights(module)
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_an_open_file_would_be_at_its_end(tmp_path):
+    _, path = trained(tmp_path, ReadsTwice())
+    with path.open("rb") as file, pytest.raises((EOFError, pickle.UnpicklingError)):
+        ReadsTwice.load_from_checkpoint(file)
+
+
+@runs
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_file_has_the_name_and_the_kind_of_path_that_were_given_and_goes_away(kind, callback, tmp_path):
+    _, path = trained(tmp_path, ReadsTwice(), callback())
+    load_from_checkpoint(ReadsTwice, kind(path))
+    assert isinstance(ReadsTwice.seen, kind)
+    assert Path(ReadsTwice.seen).name == "run.ckpt"
+    is_plain = "parametrizations" not in str(list(torch.load(path)["state_dict"]))
+    assert (Path(ReadsTwice.seen) == path) == Path(ReadsTwice.seen).exists() == is_plain
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
