@@ -20,6 +20,7 @@ from lcw_lightning.callbacks.constraint_checks import (
     is_complete,
     waits_for_configure_model,
 )
+from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.overrides import override_method, restore_method
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
@@ -49,7 +50,11 @@ class ConstraintCallback(Callback):
     A module that overrides ``setup`` or ``configure_model`` is constrained after both, so that they may draw weights.
     Under weight averaging and under ModelParallelStrategy, which copy or shard the module earlier, it is constrained
     before them: build and draw its layers in ``__init__`` then. After a fit with processes that Lightning starts
-    itself (``ddp_spawn``, notebooks) the module of the main process holds the trained weights, plain.
+    itself (``ddp_spawn``, notebooks) the module of the main process holds the trained weights, plain unless they were
+    constrained before.
+
+    Networks that a module or data module keeps among its hyperparameters are plain ones in checkpoints, as in those of
+    a plain run.
 
     Args:
         kind: ``lcw`` (zero-sum weights), ``cwn`` (centered weight normalization: zero-sum weights with a trained norm),
@@ -89,10 +94,11 @@ class ConstraintCallback(Callback):
         self.include = list(include)
         self.exclude = list(exclude)
         self._new: list[str] = []  # the weights that this run has constrained
+        self._found: list[str] = []  # those that were constrained before
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._new = []
+        self._new, self._found = [], list(constrained_weights(pl_module))
         override_method(pl_module, "load_state_dict", partial(load_all_or_nothing, pl_module))
         override_method(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
         override_method(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
@@ -112,12 +118,14 @@ class ConstraintCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         _restore_methods(pl_module)
         if stage == "fit" and is_a(trainer.strategy.launcher, _MultiProcessingLauncher):
-            # The worker's state dict goes back into the main process's module, which is plain.
-            remove_constraints_(pl_module)
+            # The worker's state dict goes back into the main process's module, which is as this process has found it.
+            remove_constraints_(pl_module, keep=self._found)
+        forget_module(self)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         _restore_methods(pl_module)
+        forget_module(self)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

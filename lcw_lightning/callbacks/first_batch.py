@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from typing_extensions import override
 
+from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 from lcw_lightning.weights.selection import listed
@@ -76,10 +77,12 @@ class FirstBatchInit(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._disarm()
+        forget_module(self)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._disarm()
+        forget_module(self)
 
     def _disarm(self) -> None:
         self._armed.close()

@@ -1,8 +1,9 @@
 """Override a method on one object for a while."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
+
+from typing_extensions import override
 
 __all__ = ["override_method", "restore_method"]
 
@@ -20,15 +21,20 @@ class _Override:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.method, *args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copy of the object gets the method itself, bound to the copy.
-        return copy.deepcopy(self.method, memo)
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the object, or a pickled one, gets the method itself, bound to the copy.
+        return _itself, (self.method,)
+
+
+def _itself(method: Callable[..., Any]) -> Callable[..., Any]:
+    return method
 
 
 def override_method(instance: object, name: str, function: Callable[..., Any]) -> None:
     """Let ``instance.name(...)`` be ``function(method, ...)``, where ``method`` is what it was.
 
-    Deep copies of the instance have the method, not the override.
+    Deep copies and pickles of the instance have the method, not the override.
 
     Example:
         >>> class Greeter:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
+from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
 from lcw_lightning.observation.compiled import is_compiled
@@ -155,10 +156,12 @@ class ShiftMonitor(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._discard()
+        forget_module(self)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._discard()
+        forget_module(self)
 
     def _layers(self, pl_module: LightningModule) -> dict[str, ObservedLayer]:
         if self.include == ["*"] and not self.exclude and not named_weights(pl_module):

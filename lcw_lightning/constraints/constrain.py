@@ -9,7 +9,10 @@ from torch import nn
 
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, check_method, kind_of
 from lcw_lightning.constraints.projection import check_shards, hold_zero_sum_, is_projected
-from lcw_lightning.constraints.registration import constrainable_parameter, register_constraint
+from lcw_lightning.constraints.registration import (
+    constrainable_parameter,
+    register_constraint,
+)
 from lcw_lightning.weights.selection import listed, select_weights
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
@@ -32,13 +35,13 @@ def constrain(
 ) -> list[str]:
     """Constrain the weights of ``model`` in place, starting from the values that are there.
 
-    With ``method="project"`` an ``lcw`` weight stays an ordinary parameter: its gradient is centred per unit as it
-    accumulates, so before clipping and before DDP reduces, and the weight itself after each step of a
-    :class:`torch.optim.Optimizer` and after loading a state dict. Under SGD (momentum, weight decay, clipping by norm)
-    weights take the path that they take under ``parametrize``, up to rounding. Under Adam and its like the algorithm is
-    another one, projected Adam: moments of the centred gradient, weights centred after the step; so it is with
-    clipping by value. Names, state dicts, compiled and exported networks are those of the plain network; copies and
-    pickles stay constrained. :func:`torch.autograd.grad` and :func:`torch.func.grad` give the gradient uncentred.
+    Copies and pickles of the model stay constrained. With ``method="project"`` an ``lcw`` weight stays an ordinary
+    parameter: its gradient is centred per unit as it accumulates, so before clipping and before DDP reduces, and the
+    weight itself after each step of a :class:`torch.optim.Optimizer` and after loading a state dict. Under SGD
+    (momentum, weight decay, clipping by norm) weights take the path that they take under ``parametrize``, up to
+    rounding. Under Adam and its like the algorithm is another one, projected Adam: moments of the centred gradient,
+    weights centred after the step; so it is with clipping by value. Names, state dicts, compiled and exported networks
+    are those of the plain network. :func:`torch.autograd.grad` and :func:`torch.func.grad` give the gradient uncentred.
     Another parameter in the weight's place, by assignment, conversion or ``fully_shard``, is an ordinary one until a
     second call, which takes sharded ones, or until a state dict is loaded.
 

@@ -1,16 +1,15 @@
 """Take constraints off: every weight becomes an ordinary parameter of the same value."""
 
-import copy
+from collections.abc import Collection
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lcw_lightning.constraints.copying import detached_copy
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.constraints.projection import release_
-from lcw_lightning.constraints.registration import (
-    stop_accepting_plain_weights,
-)
+from lcw_lightning.constraints.registration import stop_accepting_plain_weights
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = ["fold", "remove_constraints_"]
@@ -28,7 +27,7 @@ def fold(model: nn.Module) -> nn.Module:
         >>> sorted(fold(network).state_dict())
         ['0.bias', '0.weight']
     """
-    folded = copy.deepcopy(model)
+    folded = detached_copy(model)
     for ref in named_weights(folded).values():
         release_(ref)
     for module in list(folded.modules()):
@@ -56,13 +55,13 @@ def _fold_layer_(module: nn.Module) -> None:
     module._parameters.update({name: held[name] for name in order})
 
 
-def remove_constraints_(model: nn.Module) -> None:
-    """Make every constrained weight of ``model`` an ordinary parameter of the same value, in place.
+def remove_constraints_(model: nn.Module, keep: Collection[str] = ()) -> None:
+    """Make every constrained weight of ``model`` an ordinary parameter of the same value in place, but those to keep.
 
     Copies of the model that were made before are of no use afterwards: torch lets them share the class from which it
     takes the property.
     """
-    for ref in named_weights(model).values():
+    for ref in [ref for name, ref in named_weights(model).items() if name not in keep]:
         release_(ref)
         if kind_of(ref) != "none":
             parametrize.remove_parametrizations(ref.layer, ref.name)

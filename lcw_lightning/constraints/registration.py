@@ -10,13 +10,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
+from lcw_lightning.constraints.copying import make_copyable
 from lcw_lightning.constraints.projection import is_projected
-from lcw_lightning.constraints.weight_access import (
-    CachesEvaluation,
-    forget_evaluations,
-    read_weight_fast,
-    read_weight_slowly,
-)
+from lcw_lightning.constraints.weight_access import CachesEvaluation, read_weight_fast, read_weight_slowly
 from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
 
 __all__ = [
@@ -72,8 +68,7 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
     if isinstance(constraint, CachesEvaluation):
         read_weight_fast(module, name)
     module.register_load_state_dict_pre_hook(partial(_accept_plain_weight, name=name))  # type: ignore[no-untyped-call]
-    if isinstance(module, nn.RNNBase):
-        _forget_computed_weights_in_copies(module)
+    make_copyable(module)
     return module
 
 
@@ -142,19 +137,3 @@ def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: 
         del state_dict[prefix + name]
         state_dict.update({f"{key}.{held}": value for held, value in right_inverse(fresh, plain).items()})
         state_dict.update({f"{key}.0.{held}": value for held, value in fresh.named_buffers()})
-
-
-def _forget_computed_weights_in_copies(module: nn.RNNBase) -> None:
-    # A recurrent layer keeps the weights of its last forward pass, which deepcopy refuses: they are no leaves of the
-    # graph. It takes them anew when others take their place. The class is the one that parametrize made for this module
-    # alone.
-    kind: Any = type(module)
-    deepcopy = kind.__deepcopy__
-
-    def deepcopy_without_them(self: Any, memo: dict[int, Any]) -> Any:
-        self._flat_weights = [None] * len(self._flat_weights_names)
-        forget_evaluations(self)
-        return deepcopy(self, memo)
-
-    if deepcopy.__name__ != deepcopy_without_them.__name__:
-        kind.__deepcopy__ = deepcopy_without_them

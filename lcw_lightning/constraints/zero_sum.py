@@ -47,6 +47,15 @@ class ZeroSum(Constraint, CachesEvaluation):
         return zero_sum_coordinates(self.exchange(weight).flatten(start_dim=1)).contiguous()
 
     @override
+    def __getstate__(self) -> dict[str, Any]:
+        # torch.save cannot pickle a memory format.
+        return vars(self) | {"memory_format": str(self.memory_format).removeprefix("torch.")}
+
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"memory_format": getattr(torch, state["memory_format"])})  # type: ignore[no-untyped-call]
+
+    @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZeroSum":
         # The original is a matrix, which has no memory format to change: a small weight tells what is asked for.
         probe = torch.empty([2] * len(self.weight_shape)).to(memory_format=self.memory_format)

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
-from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor
+from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor, constrain
 from lcw_lightning.constraints.constrain import constrained_weights
 
 class Project(LightningModule):
@@ -67,6 +67,21 @@ if __name__ == "__main__":
     assert all(not torch.equal(old, new) for old, new in zip(before, normed.body[0].parameters(), strict=True))
     assert normed.head.weight.sum(1).abs().max() < 1e-5
     print("spawned")
+"""
+
+VALIDATED = """
+if __name__ == "__main__":
+    for callback in (ConstraintCallback("wn"), ConstraintCallback(method="project")):
+        known = Project()
+        constrain(known, callback.kind, method=callback.method)  # as a fit before leaves it
+        constrained = constrained_weights(known)
+        assert len(constrained) == 3
+        saver = ModelCheckpoint(callback.method)
+        fit(known, "ddp_spawn", [callback, MinibatchInitCallback(), ShiftMonitor(), saver], enable_checkpointing=True)
+        assert constrained_weights(known) == constrained
+        saved = torch.load(saver.best_model_path)["state_dict"]
+        assert all(torch.equal(value, saved[key]) for key, value in known.state_dict().items())
+    print("given back")
 """
 
 SHARDED = """
@@ -131,6 +146,12 @@ def run_script(folder, package, text):
 @pytest.mark.slow
 def test_after_spawned_processes_the_main_one_holds_the_trained_weights(package, tmp_path):
     assert "spawned" in run_script(tmp_path, package, SPAWN)
+
+
+@packages
+@pytest.mark.slow
+def test_spawned_processes_take_a_constrained_module_and_give_it_back(package, tmp_path):
+    assert "given back" in run_script(tmp_path, package, VALIDATED)
 
 
 @packages

@@ -1,4 +1,7 @@
 import copy
+import pickle
+
+import pytest
 
 from lcw_lightning.callbacks.overrides import override_method, restore_method
 
@@ -23,10 +26,14 @@ def test_overrides_nest_and_one_restore_takes_all_away():
     assert vars(counter) == {"count": 21}
 
 
-def test_a_copy_has_the_method_itself_bound_to_the_copy():
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda counter: pickle.loads(pickle.dumps(counter))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_has_the_method_itself_bound_to_the_copy(copied):
     counter = Counter()
-    override_method(counter, "add", lambda add, number=1: add(10 * number))
-    twin = copy.deepcopy(counter)
+    override_method(counter, "add", lambda add, number=1: add(10 * number))  # a function that no pickle can hold
+    twin = copied(counter)
     twin.add(1)
     assert (twin.count, counter.count) == (1, 0)
 

@@ -1,7 +1,6 @@
 """A constrained module under the rest of torch: transforms, compilation, precision, devices, copies."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -204,13 +203,6 @@ def test_a_shared_module_is_constrained_once_and_stays_shared():
 def test_it_adds_no_buffer_that_ranks_would_have_to_exchange(kind):
     model = constrained(kind=kind)
     assert not list(model.buffers())
-
-
-def test_a_folded_module_can_be_pickled_where_a_parametrized_one_cannot():
-    model, images = constrained(), inputs()
-    with pytest.raises(RuntimeError, match="only supported through state_dict"):
-        pickle.dumps(model)
-    assert torch.equal(pickle.loads(pickle.dumps(fold(model)))(images), model(images))
 
 
 def test_a_folded_convolution_fuses_with_its_batch_norm():

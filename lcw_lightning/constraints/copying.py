@@ -1,0 +1,98 @@
+"""Copy and pickle layers with constrained weights, which torch's parametrizations do not allow or do in part."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from lcw_lightning.constraints.weight_access import CachesEvaluation, forget_evaluations, read_weight_fast
+
+__all__ = ["detached_copy", "make_copyable"]
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def detached_copy(model: _Module) -> _Module:
+    """Return a deep copy of a module, also of one that keeps tensors of its last forward pass, such as attention maps.
+
+    :func:`copy.deepcopy` refuses those that belong to a graph; the copy has them without it.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.last_output = layer(torch.ones(2))
+        >>> detached_copy(layer).last_output.requires_grad
+        False
+    """
+    with _DetachedCopies():
+        return copy.deepcopy(model)
+
+
+class _DetachedCopies(TorchFunctionMode):
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+def make_copyable(module: nn.Module) -> None:
+    """Let a parametrized layer be pickled, and a recurrent one deep-copied after a forward pass too.
+
+    Changes the class that parametrize has made for this module alone.
+    """
+    kind: Any = type(module)
+    kind.__reduce_ex__ = _reduce
+    if isinstance(module, nn.RNNBase):
+        _forget_computed_weights_in_copies(kind)
+
+
+def _reduce(module: nn.Module, _protocol: Any) -> tuple[Any, ...]:
+    # The class exists only in this process, so that another one has to make it again.
+    plain: Any = parametrize.type_before_parametrizations(module)
+    with torch.no_grad():  # a recurrent layer reads its weights here, which must not move a spectral norm's buffers
+        state = plain.__getstate__(module)
+    if isinstance(module, nn.RNNBase):
+        # Weights that nobody holds: so a recurrent layer computes those of its next forward pass anew.
+        state = state | {"_flat_weights": [torch.empty(0) for _ in module._flat_weights_names]}
+    constraints: Any = module.parametrizations
+    return _blank, (plain, {name: isinstance(held[0], CachesEvaluation) for name, held in constraints.items()}), state
+
+
+def _blank(plain: type[nn.Module], names: Mapping[str, bool]) -> nn.Module:
+    """Return a layer of this type that computes the named weights by parametrizations, and waits for its state.
+
+    Args:
+        plain: The type before it was parametrized.
+        names: Names of weights, and whether they are read the fast way.
+    """
+    layer = plain.__new__(plain)
+    nn.Module.__init__(layer)
+    for name, is_fast in names.items():
+        layer.register_parameter(name, nn.Parameter(torch.empty(0)))
+        parametrize.register_parametrization(layer, name, CachesEvaluation(), unsafe=True)
+        if is_fast:
+            read_weight_fast(layer, name)
+    make_copyable(layer)
+    return layer
+
+
+def _forget_computed_weights_in_copies(kind: Any) -> None:
+    # A recurrent layer keeps the weights of its last forward pass, which deepcopy refuses: they are no leaves of the
+    # graph. It takes them anew when others take their place.
+    deepcopy = kind.__deepcopy__
+
+    def deepcopy_without_them(self: Any, memo: dict[int, Any]) -> Any:
+        self._flat_weights = [None] * len(self._flat_weights_names)
+        forget_evaluations(self)
+        return deepcopy(self, memo)
+
+    if deepcopy.__name__ != deepcopy_without_them.__name__:
+        kind.__deepcopy__ = deepcopy_without_them
