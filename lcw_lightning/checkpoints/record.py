@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from lcw_lightning.checkpoints.hyperparameters import fold_hyperparameters
 from lcw_lightning.constraints.constrain import constrain_weights
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, constraint_of, kind_of
 from lcw_lightning.constraints.projection import is_projected
@@ -26,7 +27,10 @@ _KEY = "lcw_lightning"
 
 
 def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
-    """Write into the checkpoint which weights are constrained, in plain values that ``weights_only=True`` loads."""
+    """Write into the checkpoint which weights are constrained, in plain values that ``weights_only=True`` loads.
+
+    Constrained networks among its hyperparameters become plain copies.
+    """
     constraints = {
         name: {
             "kind": kind_of(ref),
@@ -40,6 +44,7 @@ def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> 
     if projected := [name for name, ref in named_weights(model, remove_duplicate=False).items() if is_projected(ref)]:
         record["projected"] = projected
     checkpoint[_KEY] = record
+    fold_hyperparameters(checkpoint)
 
 
 def saved_constraints(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
