@@ -376,7 +376,7 @@ def test_modules_and_settings_of_all_sorts(flags, project):
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`")
 def test_a_module_that_returns_no_loss_has_no_gradient(project):
-    assert "forward alone, no gradient was seen" in project("analyze", "--model.returns=none")
+    assert "forward pass only, no gradient was seen" in project("analyze", "--model.returns=none")
 
 
 def test_a_module_may_bring_its_own_data(project):
