@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -16,6 +17,13 @@ QUIET = [
     *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     "--shift_monitor.figures=false",
 ]
+SLOW_SECONDS = 1800
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +60,36 @@ def lcw(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def _small_run(tmp_path_factory, _no_command_line):
+def once(tmp_path_factory):
+    """Return a function of a name and ``make``: a folder of that name, which ``make(folder)`` fills for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def folder_of(name, make):
+        folder, unfinished = shared / name, shared / f"{name}.unfinished"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # which a worker that dies lets go
+            if not folder.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def _small_run(once, _no_command_line):
     """The folder of a small run."""
-    folder = tmp_path_factory.mktemp("small_run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(["fit", "--config", CONFIG, *SMALL, *QUIET])
-    return folder
+
+    def fit(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            main(["fit", "--config", CONFIG, *SMALL, *QUIET])
+
+    return once("small_run", fit)
 
 
 @pytest.fixture

@@ -61,8 +61,8 @@ def loss_differences(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return train_on_one_and_two(tmp_path_factory.mktemp("trained"), *CALM, "--trainer.max_epochs=2")
+def trained(once):
+    return once("one_and_two", lambda folder: train_on_one_and_two(folder, *CALM, "--trainer.max_epochs=2"))
 
 
 @pytest.mark.parametrize("moment", ["initial", "final"])

@@ -39,10 +39,11 @@ def _initialize_on_rank(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, forkserver):
     """What each of two ranks ended with, each on a batch of its own."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_initialize_on_rank, (folder,), nprocs=2)
+    method = forkserver.get_start_method()
+    multiprocessing.start_processes(_initialize_on_rank, (folder,), nprocs=2, start_method=method)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

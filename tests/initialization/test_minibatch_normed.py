@@ -174,9 +174,10 @@ def _train_on_rank(rank, store, kinds, inputs, results):
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_initialize_and_train_on_the_union_of_their_batches_and_end_bit_equal(tmp_path):
+def test_two_ranks_initialize_and_train_on_the_union_of_their_batches_and_end_bit_equal(tmp_path, forkserver):
     inputs, kinds = torch.randn(2, 40, 12) * torch.tensor([1.0, 5.0]).view(2, 1, 1), ["cwn", "wn", "sn"]
-    multiprocessing.spawn(_train_on_rank, (tmp_path / "store", kinds, inputs, tmp_path), nprocs=2)
+    arguments, method = (tmp_path / "store", kinds, inputs, tmp_path), forkserver.get_start_method()
+    multiprocessing.start_processes(_train_on_rank, arguments, nprocs=2, start_method=method)
     for kind in kinds:
         first, second = (torch.load(tmp_path / f"{kind}{rank}.pt") for rank in (0, 1))
         network = _make(kind)
