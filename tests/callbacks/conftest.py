@@ -1,5 +1,6 @@
 """A Lightning project that was never written for this one."""
 
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -92,16 +93,21 @@ def lightning(request):
     return import_module(getattr(request, "param", "lightning.pytorch"))
 
 
+@cache
+def project_class(build_in, lightning):
+    """Return the project as a LightningModule of the package; pickle finds the class by its qualified name."""
+    project = PROJECTS[build_in]
+    made = type(project.__name__, (project, lightning.LightningModule), {"__module__": __name__})
+    made.__qualname__ = f"{project.__name__}_{lightning.__name__.replace('.', '_')}"
+    globals()[made.__qualname__] = made
+    return made
+
+
 @pytest.fixture
 def make_project(lightning):
     """Return a function that makes the project, its layers built in the named hook."""
-    classes = {
-        build_in: type(project.__name__, (project, lightning.LightningModule), {})
-        for build_in, project in PROJECTS.items()
-    }
-
     def make(build_in="__init__", **kwargs):
-        return classes[build_in](build_in, **kwargs)
+        return project_class(build_in, lightning)(build_in, **kwargs)
 
     return make
 
