@@ -2,6 +2,7 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def _no_command_line():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["lcw"])
         yield
+
+
+@pytest.fixture(scope="session")
+def run_fresh():
+    """Return a function that runs code in a Python process that has imported nothing: what it prints."""
+
+    def run(code):
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    return run
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """A user's file that uses every public name; tools/check runs mypy --strict on it, and a test runs it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+import lcw_lightning
 from lcw_lightning import (
     CIFAR10,
     CIFAR100,
@@ -33,6 +36,11 @@ from lcw_lightning import (
     load_from_checkpoint,
     minibatch_init_,
 )
+
+if TYPE_CHECKING:
+    from lcw_lightning import constrian  # type: ignore[attr-defined]  # noqa: F401  # misspelled: mypy must say so
+
+VERSION: str = lcw_lightning.__version__
 
 IMAGE_NETWORKS: list[nn.Module] = [
     VGG19(num_classes=100, in_channels=1, width=2, hidden_width=8, dropout=0.1, activation=nn.Tanh, norm="layer"),

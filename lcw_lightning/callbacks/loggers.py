@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from numpy.typing import NDArray
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from lcw_lightning.callbacks.twins import is_a
 
@@ -18,6 +16,10 @@ __all__ = ["lay_out_charts", "log_histograms", "log_images", "log_scalars", "tak
 
 def log_scalars(logger: Logger, scalars: Mapping[str, float], step: int) -> None:
     """Log scalars by tag; to TensorBoard as one event, because one per scalar takes longer than a training step."""
+    # TensorBoard takes long to import, and Lightning too waits with it until something is logged.
+    from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
     writer = _writer(logger)
     if isinstance(writer, SummaryWriter) and writer.file_writer is not None:
         values = [Summary.Value(tag=_prefix(logger) + tag, simple_value=value) for tag, value in scalars.items()]

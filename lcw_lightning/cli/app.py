@@ -1,10 +1,10 @@
 """The command ``lcw``: Lightning's command line with the callbacks as top-level groups."""
 
+import inspect
 import logging
 import os
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+import lcw_lightning
 from lcw_lightning.analysis.report import render, save
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
@@ -158,6 +159,7 @@ def main(args: ArgsType = None) -> None:
     ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
     sys.path.insert(0, os.getcwd())  # as python -m does; a script has its own folder there
+    inspect.getmembers(lcw_lightning)  # imports all classes: jsonargparse finds one by name, --data=Digits, only then
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_flush_denormal(True)  # on CPUs, vanishing gradients become denormal, which slows a step thirtyfold
     # Lightning's own call of a deprecated torch function, which would greet every user.
@@ -168,7 +170,7 @@ def main(args: ArgsType = None) -> None:
             save_config_callback=SaveConfigBesideLogs,
             parser_class=LCWParser,
             seed_everything_default=0,
-            parser_kwargs={"version": version("lcw_lightning")},
+            parser_kwargs={"version": lcw_lightning.__version__},
             auto_configure_optimizers=False,
             args=args,
         )

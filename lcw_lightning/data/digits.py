@@ -1,7 +1,6 @@
 """scikit-learn's handwritten digits: real images that need no download."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 from typing_extensions import override
 
@@ -34,6 +33,8 @@ class Digits(InMemoryData):
 
     @override
     def setup(self, stage: str) -> None:
+        from sklearn.datasets import load_digits  # noqa: PLC0415  # half a second, for these digits alone
+
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
         labels = torch.tensor(digits.target, dtype=torch.int64)

@@ -106,6 +106,7 @@ def project_class(build_in, lightning):
 @pytest.fixture
 def make_project(lightning):
     """Return a function that makes the project, its layers built in the named hook."""
+
     def make(build_in="__init__", **kwargs):
         return project_class(build_in, lightning)(build_in, **kwargs)
 
