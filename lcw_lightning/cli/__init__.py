@@ -1,5 +1,24 @@
-"""The command ``lcw``."""
+"""The command ``lcw``: Lightning's command line with the constraints as flags, and ``analyze`` and ``export`` besides.
 
-from lcw_lightning.cli.app import main
+May use the whole package; nothing else in it may use the command line.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+import lcw_lightning
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
 
 __all__ = ["main"]
+
+
+def main(args: "ArgsType" = None) -> None:
+    """Run ``lcw``, as :func:`lcw_lightning.cli.app.main` does; ``lcw --version`` alone does not wait for torch."""
+    if (sys.argv[1:] if args is None else args) == ["--version"]:
+        sys.stdout.write(f"lcw {lcw_lightning.__version__}\n")
+        return
+    from lcw_lightning.cli import app  # noqa: PLC0415  # imports torch and Lightning, which takes seconds
+
+    app.main(args)
