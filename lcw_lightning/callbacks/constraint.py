@@ -21,7 +21,7 @@ from lcw_lightning.callbacks.constraint_checks import (
     waits_for_configure_model,
 )
 from lcw_lightning.callbacks.forgetting import forget_module
-from lcw_lightning.callbacks.overrides import override_method, restore_method
+from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.checkpoints.record import check_basis, check_kinds, save_constraints
@@ -95,13 +95,14 @@ class ConstraintCallback(Callback):
         self.exclude = list(exclude)
         self._new: list[str] = []  # the weights that this run has constrained
         self._found: list[str] = []  # those that were constrained before
+        self._overrides = Overrides()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._new, self._found = [], list(constrained_weights(pl_module))
-        override_method(pl_module, "load_state_dict", partial(load_all_or_nothing, pl_module))
-        override_method(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
-        override_method(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
+        self._overrides.add(pl_module, "load_state_dict", partial(load_all_or_nothing, pl_module))
+        self._overrides.add(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
+        self._overrides.add(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
         if self.kind == "none":
             return
         if self.method == "project":
@@ -112,11 +113,11 @@ class ConstraintCallback(Callback):
             for averaging in averagings_before(trainer, self):
                 averaging.setup(trainer, pl_module, stage)  # its first copy is a plain module
         elif waits_for_configure_model(trainer, pl_module):
-            override_method(pl_module, "configure_model", partial(self._configure_and_constrain, pl_module))
+            self._overrides.add(pl_module, "configure_model", partial(self._configure_and_constrain, pl_module))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _restore_methods(pl_module)
+        self._overrides.restore()
         if stage == "fit" and is_a(trainer.strategy.launcher, _MultiProcessingLauncher):
             # The worker's state dict goes back into the main process's module, which is as this process has found it.
             remove_constraints_(pl_module, keep=self._found)
@@ -124,7 +125,7 @@ class ConstraintCallback(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        _restore_methods(pl_module)
+        self._overrides.restore()
         forget_module(self)
 
     @override
@@ -174,11 +175,6 @@ class ConstraintCallback(Callback):
     def _configure_and_constrain(self, pl_module: LightningModule, configure_model: Callable[[], None]) -> None:
         configure_model()
         self._constrain(pl_module)
-
-
-def _restore_methods(pl_module: LightningModule) -> None:
-    for name in ("load_state_dict", "on_load_checkpoint", "on_save_checkpoint", "configure_model"):
-        restore_method(pl_module, name)
 
 
 def _save_with_constraints(pl_module: LightningModule, save: Callable[..., None], checkpoint: dict[str, Any]) -> None:

@@ -13,10 +13,29 @@ from rich.progress import Progress
 
 from lcw_lightning.analysis.preflight import Preflight
 from lcw_lightning.analysis.report import Report
-from lcw_lightning.callbacks.overrides import override_method
+from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.cli.trainer import CommandTrainer
 
 __all__ = ["ONE_STEP", "check_redraws", "reports_of"]
+
+
+ONE_STEP: dict[str, Any] = {
+    "strategy": "auto",
+    "devices": 1,
+    "num_nodes": 1,
+    "callbacks": None,
+    "logger": False,
+    "profiler": None,
+    "accumulate_grad_batches": 1,
+    "limit_val_batches": 0,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "fast_dev_run": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Settings of a trainer that runs one training step on one device and leaves no trace."""
 
 
 def check_redraws(kinds: Sequence[str], draws: int, seed: int | bool, ckpt_path: str | None) -> None:
@@ -61,16 +80,17 @@ def _report(
     if draws == 1:
         report, _ = trainer.analyze(**arguments)
         return report
-    reused = ReusedData(arguments["datamodule"])
-    reused.give_to(trainer, arguments)
-    report, profile = trainer.analyze(**arguments)
-    layers = profile.hidden_layers(report.statistics)
-    rows = [profile.rows(layers)]
-    for draw in track(range(1, draws)):
-        trainer, arguments = make(draw)
+    with Overrides() as overrides:
+        reused = ReusedData(arguments["datamodule"], overrides)
         reused.give_to(trainer, arguments)
-        # Not the profile, which holds the whole network.
-        rows.append(trainer.analyze(**arguments)[1].rows(layers))
+        report, profile = trainer.analyze(**arguments)
+        layers = profile.hidden_layers(report.statistics)
+        rows = [profile.rows(layers)]
+        for draw in track(range(1, draws)):
+            trainer, arguments = make(draw)
+            reused.give_to(trainer, arguments)
+            # Not the profile, which holds the whole network.
+            rows.append(trainer.analyze(**arguments)[1].rows(layers))
     return replace(report, preflight=Preflight.of(rows, layers))
 
 
@@ -79,19 +99,21 @@ class ReusedData:
 
     Args:
         datamodule: Of the first run.
+        overrides: Hold the methods that share the data; without them every run reads its own.
     """
 
-    def __init__(self, datamodule: LightningDataModule | None) -> None:
+    def __init__(self, datamodule: LightningDataModule | None, overrides: Overrides) -> None:
         self.datamodule = datamodule
+        self._overrides = overrides
         self._found: dict[str, Any] = {}
         for name in ("prepare_data", "setup", "train_dataloader"):
             if datamodule is not None and is_overridden(name, datamodule):
-                override_method(datamodule, name, partial(self._once, name))
+                overrides.add(datamodule, name, partial(self._once, name))
 
     def give_to(self, trainer: Trainer, arguments: dict[str, Any]) -> None:
         """Let a run that is about to start have this data module, and the first run's batch on its device."""
         arguments["datamodule"] = self.datamodule
-        override_method(trainer.strategy, "batch_to_device", self._first_batch)
+        self._overrides.add(trainer.strategy, "batch_to_device", self._first_batch)
 
     def _once(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if name not in self._found:
@@ -100,22 +122,3 @@ class ReusedData:
 
     def _first_batch(self, to_device: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return copy.deepcopy(self._once("batch", to_device, *args, **kwargs))  # a step may change it in place
-
-
-ONE_STEP: dict[str, Any] = {
-    "strategy": "auto",
-    "devices": 1,
-    "num_nodes": 1,
-    "callbacks": None,
-    "logger": False,
-    "profiler": None,
-    "accumulate_grad_batches": 1,
-    "limit_val_batches": 0,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-    "fast_dev_run": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-"""Settings of a trainer that runs one training step on one device and leaves no trace."""

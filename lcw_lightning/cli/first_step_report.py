@@ -13,7 +13,7 @@ from lcw_lightning.analysis.analyze import report_of
 from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
-from lcw_lightning.callbacks.overrides import override_method, restore_method
+from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
 
@@ -41,12 +41,13 @@ class Analyst(Callback):
         self.load: Callable[[], None] | None = None
         self._watching = ExitStack()
         self._snapshot: Snapshot | None = None
+        self._overrides = Overrides()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.load is not None:
             # Around what ConstraintCallback, which comes first, has made of it.
-            override_method(pl_module, "configure_model", self._configure_and_load)
+            self._overrides.add(pl_module, "configure_model", self._configure_and_load)
 
     def _configure_and_load(self, configure_model: Callable[[], None]) -> None:
         configure_model()
@@ -78,9 +79,9 @@ class Analyst(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._watching.close()
-        restore_method(pl_module, "configure_model")
+        self._overrides.restore()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._watching.close()
-        restore_method(pl_module, "configure_model")
+        self._overrides.restore()

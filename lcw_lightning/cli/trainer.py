@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Report
-from lcw_lightning.callbacks.overrides import override_method, restore_method
+from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.export import export
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.export_command import _load, _submodule, example_inputs, exported_part, load_weights
@@ -83,11 +83,9 @@ class CommandTrainer(Trainer):
             checkpoint = read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
             analyst.load = partial(_load, model, {**checkpoint, "optimizer_states": []})
             mark_initialized(model)
-        override_method(model, "configure_callbacks", lambda _: [])
-        try:
+        with Overrides() as overrides:
+            overrides.add(model, "configure_callbacks", lambda _: [])
             self.fit(model, datamodule=datamodule)
-        finally:
-            restore_method(model, "configure_callbacks")
         if analyst.report is None or analyst.profile is None:
             raise ValueError(
                 f"analyze needs one training step, but {type(model).__name__} had no training batch, or skipped it."

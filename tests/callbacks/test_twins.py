@@ -3,7 +3,7 @@ from importlib import import_module
 import pytest
 from lightning.pytorch import LightningModule
 
-from lcw_lightning.callbacks.overrides import override_method
+from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.callbacks.twins import is_a, is_overridden
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
@@ -43,5 +43,5 @@ def test_hooks_of_a_module_are_told_from_lightnings(package):
     assert isinstance(module, LightningModule) is (package == "lightning.pytorch")
     assert is_overridden("setup", module)
     assert not is_overridden("configure_model", module)
-    override_method(module, "configure_model", lambda configure_model: None)
+    Overrides().add(module, "configure_model", lambda configure_model: None)
     assert is_overridden("configure_model", module)
