@@ -81,9 +81,11 @@ def test_every_config_is_mentioned(path):
     assert f"configs/{path.name}" in README
 
 
-def test_every_linked_file_and_section_exists():
-    sections = {f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
-    for link in re.findall(r"\]\(([^)]+)\)", README):
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_linked_file_and_section_exists(document):
+    text = (ROOT / document).read_text()
+    sections = {f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    for link in re.findall(r"\]\(([^)]+)\)", text):
         if not link.startswith("http"):
             assert link in sections or (ROOT / link).exists(), link
 
@@ -91,3 +93,12 @@ def test_every_linked_file_and_section_exists():
 def test_its_test_command_is_the_one_that_ci_runs():
     assert README.count("tools/check\n") == 1
     assert "tools/check$" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_examples_for_contributors_are_lines_of_the_code():
+    files = [*Path(lcw_lightning.__file__).parent.rglob("*.py"), *ROOT.glob("tests/**/*.py")]
+    lines = {line.strip() for path in files for line in path.read_text().splitlines()}
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
+    assert examples
+    for line in "".join(examples).splitlines():
+        assert line.strip() in lines
