@@ -1,6 +1,5 @@
 import ast
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -9,26 +8,30 @@ import lcw_lightning
 
 PACKAGE = Path(lcw_lightning.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+ROOT = Path(__file__).parents[1]
+LAYERS = re.search(r"^layers = (\[.*?^\])", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)[1]
+FLOORS = [sorted(layer.split(" | ")) for layer in ast.literal_eval(LAYERS)]
 
 
-def test_every_public_name_is_there_and_documented():
-    for name in lcw_lightning.__all__:
-        assert getattr(lcw_lightning, name).__doc__, name
+def test_the_package_can_be_seen_at_a_glance():
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
+    assert len(WINGS) <= 12
+    assert len(FLOORS) <= 6
+    assert not list(PACKAGE.glob("*/*/__init__.py"))  # no wing has wings
 
 
-def test_importing_changes_no_state_of_torch_or_logging_and_loads_no_second_lightning():
-    code = """
-import logging, random, sys, torch, lightning
-def state():
-    return (torch.get_rng_state().tolist(), random.getstate(), torch.get_default_dtype(), torch.is_grad_enabled(),
-            torch.get_num_threads(), len(logging.getLogger().handlers))
-before = state()
-import lcw_lightning
-assert state() == before
-assert not logging.getLogger("lcw_lightning").handlers
-assert "pytorch_lightning" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+def test_the_readme_shows_the_floors_of_the_import_contract():
+    table = (ROOT / "README.md").read_text().partition("| floor |")[2].partition("\n\n")[0]
+    floors = re.split(r"^\| \d ", table, flags=re.MULTILINE)[1:]
+    assert [sorted(re.findall(r"\| `(\w+)(?:/|\.py)` \|", floor)) for floor in floors] == FLOORS
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_says_in_three_lines_what_it_is_for_and_what_it_may_touch(wing):
+    docstring = ast.get_docstring(ast.parse((PACKAGE / wing / "__init__.py").read_text()))
+    purpose, limits = docstring.split("\n\n")
+    assert len([*purpose.splitlines(), *limits.splitlines()]) <= 3
 
 
 def lines_of(nodes):

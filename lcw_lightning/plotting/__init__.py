@@ -1,6 +1,6 @@
-"""Plotting: the figures of the papers, the monitor and the reports.
+"""The figures of the LCW paper, of the monitor and of the analysis: recorded numbers in, matplotlib figures out.
 
-Takes numbers and returns matplotlib figures. It imports no other part of the package.
+Stands on torch and matplotlib. It sees no network and writes no file: loggers and reports take its figures.
 """
 
 from lcw_lightning.plotting.boxes import QUANTILES, Boxes, plot_boxes_by_layer, plot_boxes_by_unit, quantiles

@@ -1,4 +1,4 @@
-"""Theory: the mathematics of the papers as pure functions of tensors and numbers.
+"""The mathematics of both papers as pure functions: the zero-sum subspace, variance maps and the edge of chaos.
 
-It imports no other part of the package.
+Numbers and tensors in, numbers and tensors out. It knows no module, keeps no state and touches no file.
 """
