@@ -1,7 +1,7 @@
 """Copy and pickle layers with constrained weights, which torch's parametrizations do not allow or do in part."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
-
-from lcw_lightning.constraints.weight_access import CachesEvaluation, forget_evaluations, read_weight_fast
 
 __all__ = ["detached_copy", "make_copyable"]
 
@@ -63,23 +61,16 @@ def _reduce(module: nn.Module, _protocol: Any) -> tuple[Any, ...]:
         # Weights that nobody holds: so a recurrent layer computes those of its next forward pass anew.
         state = state | {"_flat_weights": [torch.empty(0) for _ in module._flat_weights_names]}
     constraints: Any = module.parametrizations
-    return _blank, (plain, {name: isinstance(held[0], CachesEvaluation) for name, held in constraints.items()}), state
+    return _blank, (plain, list(constraints)), state
 
 
-def _blank(plain: type[nn.Module], names: Mapping[str, bool]) -> nn.Module:
-    """Return a layer of this type that computes the named weights by parametrizations, and waits for its state.
-
-    Args:
-        plain: The type before it was parametrized.
-        names: Names of weights, and whether they are read the fast way.
-    """
+def _blank(plain: type[nn.Module], names: Sequence[str]) -> nn.Module:
+    """Return a layer of this type that computes the named weights by parametrizations, and waits for its state."""
     layer = plain.__new__(plain)
     nn.Module.__init__(layer)
-    for name, is_fast in names.items():
+    for name in names:
         layer.register_parameter(name, nn.Parameter(torch.empty(0)))
-        parametrize.register_parametrization(layer, name, CachesEvaluation(), unsafe=True)
-        if is_fast:
-            read_weight_fast(layer, name)
+        parametrize.register_parametrization(layer, name, nn.Identity())
     make_copyable(layer)
     return layer
 
@@ -91,7 +82,6 @@ def _forget_computed_weights_in_copies(kind: Any) -> None:
 
     def deepcopy_without_them(self: Any, memo: dict[int, Any]) -> Any:
         self._flat_weights = [None] * len(self._flat_weights_names)
-        forget_evaluations(self)
         return deepcopy(self, memo)
 
     if deepcopy.__name__ != deepcopy_without_them.__name__:

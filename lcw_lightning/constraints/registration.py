@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from lcw_lightning.constraints.copying import make_copyable
 from lcw_lightning.constraints.projection import is_projected
-from lcw_lightning.constraints.weight_access import CachesEvaluation, read_weight_fast, read_weight_slowly
 from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
 
 __all__ = [
@@ -65,8 +64,6 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     weight.grad = None  # it has the shape of the weight, not of its coordinates
     parametrize.register_parametrization(module, name, constraint)
-    if isinstance(constraint, CachesEvaluation):
-        read_weight_fast(module, name)
     module.register_load_state_dict_pre_hook(partial(_accept_plain_weight, name=name))  # type: ignore[no-untyped-call]
     make_copyable(module)
     return module
@@ -117,7 +114,6 @@ def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
 
 def stop_accepting_plain_weights(module: nn.Module) -> None:
     """Take away from a layer whose weights are plain again what :func:`register_constraint` has put there."""
-    read_weight_slowly(module)
     hooks: dict[int, Any] = module._load_state_dict_pre_hooks
     for key, wrapped in list(hooks.items()):
         if getattr(wrapped.hook, "func", None) is _accept_plain_weight:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lcw_lightning.constraints.registration import Constraint, register_constraint
-from lcw_lightning.constraints.weight_access import CachesEvaluation
 from lcw_lightning.constraints.zero_sum_map import zero_sum_weight
 from lcw_lightning.theory.zero_sum import BASIS_VERSION, zero_sum_coordinates
 
@@ -18,7 +17,7 @@ __all__ = ["ZeroSum", "linearly_constrained"]
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-class ZeroSum(Constraint, CachesEvaluation):
+class ZeroSum(Constraint):
     r"""Parametrize a weight by its coordinates in the zero-sum subspace: ``weight = B original`` (paper, Section 3.1).
 
     ``original`` has shape ``(units, fan_in - 1)``; each unit of the weight, flattened, sums to zero. The basis comes
