@@ -34,9 +34,10 @@ found = {"nothing": modules()}
 import lcw_lightning
 found["package"] = modules()
 import torch, lightning.pytorch
+from torch.optim.optimizer import _global_optimizer_post_hooks
 def state():
     return (torch.get_rng_state().tolist(), random.getstate(), str(torch.get_default_dtype()), torch.is_grad_enabled(),
-            torch.get_num_threads(), len(logging.getLogger().handlers))
+            torch.get_num_threads(), len(logging.getLogger().handlers), len(_global_optimizer_post_hooks))
 found |= {"lightning": modules(), "before": state()}
 from lcw_lightning import *
 found |= {"names": modules(), "after": state(), "handlers": len(logging.getLogger("lcw_lightning").handlers)}

@@ -37,13 +37,15 @@ def constrain(
 
     Copies and pickles of the model stay constrained. With ``method="project"`` an ``lcw`` weight stays an ordinary
     parameter: its gradient is centred per unit as it accumulates, so before clipping and before DDP reduces, and the
-    weight itself after each step of a :class:`torch.optim.Optimizer` and after loading a state dict. Under SGD
-    (momentum, weight decay, clipping by norm) weights take the path that they take under ``parametrize``, up to
-    rounding. Under Adam and its like the algorithm is another one, projected Adam: moments of the centred gradient,
-    weights centred after the step; so it is with clipping by value. Names, state dicts, compiled and exported networks
-    are those of the plain network. :func:`torch.autograd.grad` and :func:`torch.func.grad` give the gradient uncentred.
-    Another parameter in the weight's place, by assignment, conversion or ``fully_shard``, is an ordinary one until a
-    second call, which takes sharded ones, or until a state dict is loaded.
+    weight itself after each step of a :class:`torch.optim.Optimizer` and after loading a state dict. The first such
+    call in a process puts a hook on all its optimizers, which after each step centres the projected weights among those
+    that were trained. Under SGD (momentum, weight decay, clipping by norm) weights take the path that they take under
+    ``parametrize``, up to rounding. Under Adam and its like the algorithm is another one, projected Adam: moments of
+    the centred gradient, weights centred after the step; the same holds for clipping by value. Names, state dicts,
+    compiled and exported networks are those of the plain network. :func:`torch.autograd.grad` and
+    :func:`torch.func.grad` give the gradient uncentred. If another parameter takes the weight's place, by assignment,
+    conversion or ``fully_shard``, it is an ordinary one until a second call, which takes sharded ones, or until a state
+    dict is loaded.
 
     Args:
         model: Any module. The weights of Linear, Bilinear, convolutions (grouped and transposed too), recurrent layers

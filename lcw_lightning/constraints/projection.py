@@ -1,12 +1,13 @@
 """Zero-sum weights without a parametrization: centre the gradient as it accumulates, and the weight after a step."""
 
 import math
-from functools import cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
@@ -55,8 +56,8 @@ def centre_units_(tensor: Tensor, transposed_groups: int = 0, spare_rounding: bo
 def hold_zero_sum_(ref: WeightRef) -> None:
     """Project a plain weight, and hold it zero-sum from now on, in copies and pickles of its layer too.
 
-    Its gradient is centred as it accumulates, itself after each step of an optimizer that has a gradient for it, and
-    after loading a state dict. Units that sum to zero already, up to rounding, stay as they are, bit for bit.
+    Its gradient is centred as it accumulates. The weight is centred after each step of an optimizer that has a gradient
+    for it, and after a state dict is loaded. Units that sum to zero already, up to rounding, stay bit-identical.
 
     Raises:
         ValueError: The weight is a sharded one of a grouped transposed convolution.
@@ -82,18 +83,18 @@ def check_shards(ref: WeightRef) -> None:
 
 
 def is_projected(ref: WeightRef) -> bool:
-    """Return whether a weight is held zero-sum by projection, as its parameter's hook says."""
-    parameter = ref.layer._parameters.get(ref.name)
-    return parameter is not None and _gradient_hook(parameter) is not None
+    """Return whether a weight is held zero-sum by projection."""
+    return _hook_of(ref.layer._parameters.get(ref.name)) is not None
 
 
 def release_(ref: WeightRef) -> None:
     """Make a weight an ordinary one of the same value, if it is held by projection."""
     for key in _holders(ref):
         del ref.layer._load_state_dict_post_hooks[key]
-    hooks: Any = getattr(ref.layer._parameters.get(ref.name), "_post_accumulate_grad_hooks", None) or {}
-    for key in [key for key, hook in hooks.items() if isinstance(hook, _CentredGradient)]:
-        del hooks[key]
+    parameter = ref.layer._parameters.get(ref.name)
+    if hook := _hook_of(parameter):
+        hook.handle.remove()
+        del _HOOKS[id(parameter)]
 
 
 def renew_projections_(model: nn.Module) -> None:
@@ -104,7 +105,9 @@ def renew_projections_(model: nn.Module) -> None:
 
 
 class _CentredGradient:
-    """Hook on a parameter. That it is there says that the weight is held by projection."""
+    """Hook on a parameter that is held by projection: centres its gradient as it accumulates."""
+
+    handle: RemovableHandle
 
     def __init__(self, transposed_groups: int) -> None:
         self.transposed_groups = transposed_groups
@@ -115,39 +118,53 @@ class _CentredGradient:
         centre_units_(parameter.grad, self.transposed_groups)
 
 
+_HOOKS: WeakValueDictionary[int, _CentredGradient] = WeakValueDictionary()
+"""The hook of each parameter held by projection, by the parameter's id.
+
+The parameter alone owns its hook, so an entry goes with its parameter, before another can have its id. A weak reference
+to the parameter itself would do too, but with one torch refuses to convert sharded parameters.
+"""
+
+
+def _hook_of(parameter: Tensor | None) -> _CentredGradient | None:
+    return _HOOKS.get(id(parameter))
+
+
 class _Holder:
-    """Hook on a layer, which copies and pickles take along, while they drop those of parameters."""
+    """Hook on a layer after it loads a state dict. Copies and pickles keep it, while they drop hooks of parameters."""
 
     def __init__(self, parameters: dict[str, nn.Parameter | None], name: str, transposed_groups: int) -> None:
-        self.parameters = parameters  # those of the layer: a copy has those of the layer's copy
+        self.parameters = parameters  # the layer's own dict: a copy gets that of the layer's copy
         self.name = name
         self.transposed_groups = transposed_groups
 
     def __call__(self, layer: nn.Module, *_: object) -> None:
-        if layer._parameters.get(self.name) is not None:  # else something computes the weight by now, such as pruning
+        if layer._parameters.get(self.name) is not None:  # else something else computes the weight now, such as pruning
             hold_zero_sum_(WeightRef(layer, self.name))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "is_projected": _hook_of(self.parameters.get(self.name)) is not None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        is_projected = state.pop("is_projected")
         vars(self).update(state)
-        if (parameter := self.parameters.get(self.name)) is not None:
+        parameter = self.parameters.get(self.name)
+        if is_projected and parameter is not None:
             _centre_gradients_of(parameter, self.transposed_groups)
 
 
-def _gradient_hook(parameter: Tensor) -> _CentredGradient | None:
-    hooks: Any = parameter._post_accumulate_grad_hooks
-    return next((hook for hook in (hooks or {}).values() if isinstance(hook, _CentredGradient)), None)
-
-
 def _centre_gradients_of(parameter: nn.Parameter, transposed_groups: int) -> None:
-    if _gradient_hook(parameter):
+    if _hook_of(parameter):
         return
-    _centre_after_every_step()
+    _centre_after_steps_of_every_optimizer()
+    hook = _CentredGradient(transposed_groups)
     trained = parameter.requires_grad
     parameter.requires_grad_()  # torch sets no hook on a frozen parameter, which may thaw later
     # Runs before DDP reduces, and FSDP2 calls it for the shards. The gradient is the parameter's own by then, while
     # that which a hook of register_hook sees may be another tensor's too, and must not change in place.
-    parameter.register_post_accumulate_grad_hook(_CentredGradient(transposed_groups))  # type: ignore[no-untyped-call]
+    hook.handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     parameter.requires_grad_(trained)
+    _HOOKS[id(parameter)] = hook
 
 
 def _holders(ref: WeightRef) -> dict[int, _Holder]:
@@ -155,9 +172,13 @@ def _holders(ref: WeightRef) -> dict[int, _Holder]:
     return {key: hook for key, hook in hooks.items() if isinstance(hook, _Holder) and hook.name == ref.name}
 
 
-@cache
-def _centre_after_every_step() -> None:
-    register_optimizer_step_post_hook(_centre_weights)
+_ON_EVERY_OPTIMIZER: list[RemovableHandle] = []
+"""The hook that every optimizer of this process calls after its step, once a weight has been held by projection."""
+
+
+def _centre_after_steps_of_every_optimizer() -> None:
+    if not _ON_EVERY_OPTIMIZER:
+        _ON_EVERY_OPTIMIZER.append(register_optimizer_step_post_hook(_centre_weights))
 
 
 # A compiled step, traced through, would see no hook on a parameter.
@@ -170,5 +191,5 @@ def _centre_weights(optimizer: Optimizer, *_: Any) -> None:
             continue  # torch.distributed.checkpoint makes optimizer state by such a step, after it has loaded weights
         for parameter in group["params"]:
             # Without a gradient no optimizer moves it, and a frozen weight stays bit for bit.
-            if parameter.grad is not None and (hook := _gradient_hook(parameter)):
+            if parameter.grad is not None and (hook := _hook_of(parameter)):
                 centre_units_(parameter, hook.transposed_groups)

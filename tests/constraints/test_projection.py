@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from lcw_lightning import (
     centered_weight_norm,
@@ -336,6 +337,30 @@ def test_another_parameter_in_its_place_is_plain_until_it_is_held_again():
         assert list(constrained_weights(held)) == list(named_weights(held))
         train(held, torch.optim.Adam)
         assert residual(held) < 1e-14
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
+def test_another_parameter_in_its_place_is_plain_in_copies_too(copied):
+    model = projected()
+    model[7].weight = nn.Parameter(network().state_dict()["7.weight"])
+    twin = copied(model)
+    assert set(constrained_weights(twin)) == set(named_weights(twin)) - {"7.weight"}
+    assert gradient_hooks(twin) == gradient_hooks(model)
+
+
+def test_a_weight_that_is_gone_says_nothing_of_another_in_its_memory():
+    for _ in range(50):
+        layer = nn.Linear(5, 3)
+        assert constrained_weights(layer) == {}
+        constrain(layer, method="project")
+        assert constrained_weights(layer) == {"weight": "lcw"}
+
+
+def test_every_optimizer_gets_one_hook_for_all_projected_weights():
+    projected()
+    hooks = len(_global_optimizer_post_hooks)
+    train(projected(), torch.optim.Adam, steps=1)
+    assert len(_global_optimizer_post_hooks) == hooks >= 1
 
 
 def test_a_weight_that_something_else_computes_by_now_is_left_to_it():
