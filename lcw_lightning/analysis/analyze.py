@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lcw_lightning.analysis.preflight import DepthProfile, monte_carlo
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.analysis.verdict import Condition
-from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.constraints.kinds import is_zero_sum
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.observation.statistics import Statistic
@@ -141,7 +141,7 @@ def report_of(snapshot: Snapshot, loss: float | None) -> Report:
 
 def _sums_to_zero(layer: ObservedLayer) -> bool:
     """Return whether all weights are under a zero-sum constraint, even if half precision rounds their sums."""
-    return all(kind_of(ref) in ("lcw", "cwn") for ref in layer.weights.values())
+    return all(is_zero_sum(ref) for ref in layer.weights.values())
 
 
 def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:

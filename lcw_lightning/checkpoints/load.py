@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lcw_lightning.checkpoints.all_or_nothing import describe_misfit
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.checkpoints.record import check_basis, parametrization_key, restore_constraints, saved_constraints
-from lcw_lightning.constraints.kinds import PARAMETRIZATIONS
+from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, computes_as_its_kind
 from lcw_lightning.constraints.registration import right_inverse
 from lcw_lightning.weights.freshness import mark_initialized
 from lcw_lightning.weights.weight_ref import named_weights
@@ -142,7 +142,7 @@ def _restore_exactly(model: nn.Module, checkpoint: Mapping[str, Any], plain: Map
     """Undo the rounding of what was trained, which went through the plain weight."""
     weights = named_weights(model, remove_duplicate=False)
     for name in saved_constraints(checkpoint):
-        if name not in plain:
+        if name not in plain or not computes_as_its_kind(weights[name]):
             continue
         held: Any = weights[name].layer.parametrizations[weights[name].name]  # type: ignore[index]
         originals = dict(held.named_parameters(recurse=False))

@@ -7,7 +7,7 @@ from torch import nn
 
 from lcw_lightning.checkpoints.hyperparameters import fold_hyperparameters
 from lcw_lightning.constraints.constrain import constrain_weights
-from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, constraint_of, kind_of
+from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, computes_as_its_kind, constraint_of, kind_of
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.theory.zero_sum import BASIS_VERSION
 from lcw_lightning.weights.selection import listed
@@ -38,7 +38,7 @@ def save_constraints(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> 
             "transposed_groups": constraint.transposed_groups,
         }
         for name, ref in named_weights(model, remove_duplicate=False).items()
-        if (constraint := constraint_of(ref))
+        if (constraint := constraint_of(ref)) and computes_as_its_kind(ref)  # others are their own module's to register
     }
     record: dict[str, Any] = {"basis_version": BASIS_VERSION, "constraints": constraints}
     if projected := [name for name, ref in named_weights(model, remove_duplicate=False).items() if is_projected(ref)]:

@@ -89,11 +89,12 @@ def constrain(
     return list(wanted)
 
 
-@torch.no_grad()
 def with_only_zero(weights: Mapping[str, WeightRef], kind: Kind) -> list[str]:
     """Return the names of weights of fan_in 1 if the kind makes units sum to zero: zero is the only value they have."""
-    sums_to_zero = PARAMETRIZATIONS[kind].smallest_fan_in == 2
-    return [name for name, ref in weights.items() if sums_to_zero and ref.fan_in == 1]
+    if not PARAMETRIZATIONS[kind].sums_to_zero:
+        return []
+    with torch.no_grad():
+        return [name for name, ref in weights.items() if ref.fan_in == 1]
 
 
 def constrained_weights(model: nn.Module) -> dict[str, Kind]:

@@ -1,6 +1,6 @@
 """The kinds of constraint by name, and which of them a weight is under."""
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch.nn.utils import parametrize
 
@@ -10,22 +10,32 @@ from lcw_lightning.constraints.registration import Constraint
 from lcw_lightning.constraints.zero_sum import ZeroSum
 from lcw_lightning.weights.weight_ref import WeightRef
 
-__all__ = ["Kind", "Method", "PARAMETRIZATIONS", "check_method", "constraint_of", "is_zero_sum", "kind_of"]
+__all__ = [
+    "Kind",
+    "Method",
+    "PARAMETRIZATIONS",
+    "check_method",
+    "computes_as_its_kind",
+    "constraint_class",
+    "constraint_of",
+    "is_zero_sum",
+    "kind_of",
+]
 
 Kind = Literal["none", "lcw", "cwn", "wn", "sn"]
 Method = Literal["parametrize", "project"]
 
 PARAMETRIZATIONS: dict[str, type[Constraint]] = {
     "lcw": ZeroSum,
-    "cwn": CenteredWeightNorm,
+    "cwn": CenteredWeightNorm,  # before WeightNorm, of which it is a subclass
     "wn": WeightNorm,
     "sn": SpectralNorm,
 }
-"""What stands between what is trained and the weight, by kind."""
+"""The parametrization of each kind."""
 
 
 def constraint_of(ref: WeightRef) -> Constraint | None:
-    """Return what stands between what is trained and a weight, None if it is none of ours."""
+    """Return our parametrization of a weight, or None."""
     if not parametrize.is_parametrized(ref.layer, ref.name):
         return None
     first = ref.layer.parametrizations[ref.name][0]  # type: ignore[index]
@@ -33,12 +43,23 @@ def constraint_of(ref: WeightRef) -> Constraint | None:
 
 
 def kind_of(ref: WeightRef) -> Kind:
-    """Return the kind of constraint that a weight is under, by whatever method, ``none`` if it has none of ours."""
+    """Return the kind of constraint that a weight is under, by either method; a subclass is of its parent's kind."""
+    held = constraint_class(ref)
+    kinds = (kind for kind, parametrization in PARAMETRIZATIONS.items() if issubclass(held, parametrization))
+    return cast(Kind, next(kinds, "none"))
+
+
+def constraint_class(ref: WeightRef) -> type[Constraint]:
+    """Return the class that states the facts of a weight; Constraint, which states none, for an unconstrained one."""
     if is_projected(ref):
-        return "lcw"
+        return ZeroSum
     constraint = constraint_of(ref)
-    kinds: list[Kind] = [kind for kind in get_args(Kind) if type(constraint) is PARAMETRIZATIONS.get(kind)]
-    return kinds[0] if constraint else "none"
+    return Constraint if constraint is None else type(constraint)
+
+
+def computes_as_its_kind(ref: WeightRef) -> bool:
+    """Return whether a weight is parametrized by one of our classes itself: a subclass may compute another weight."""
+    return type(constraint_of(ref)) in PARAMETRIZATIONS.values()
 
 
 def check_method(kind: str, method: str) -> None:
@@ -54,5 +75,5 @@ def check_method(kind: str, method: str) -> None:
 
 
 def is_zero_sum(ref: WeightRef) -> bool:
-    """Return whether the constraint of a weight lets each unit sum to zero."""
-    return kind_of(ref) in ("lcw", "cwn")
+    """Return whether the constraint of a weight makes each unit sum to zero."""
+    return constraint_class(ref).sums_to_zero

@@ -21,6 +21,8 @@ class WeightNorm(Constraint, _WeightNorm):
     with groups it is ``(groups, out_channels // groups, 1, ...)``. ``original1`` is v, of the weight's shape.
     """
 
+    has_gains = True
+
     @override
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
         """Return the weight for gains g and directions v."""
@@ -55,7 +57,7 @@ class CenteredWeightNorm(WeightNorm):
     Holds what :class:`WeightNorm` holds. Half precision is computed in float32.
     """
 
-    smallest_fan_in = 2
+    sums_to_zero = True
 
     @override
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
@@ -83,6 +85,8 @@ class SpectralNorm(Constraint, _SpectralNorm):
     Raises:
         ValueError: The weight is zero, which has no spectral norm to divide by.
     """
+
+    has_fixed_norm = True
 
     def __init__(self, weight: Tensor, transposed_groups: int = 0) -> None:
         if not weight.is_meta and not weight.any():

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,12 @@ class Constraint(nn.Module):
         args: What the next class in line takes.
     """
 
-    smallest_fan_in = 1
+    sums_to_zero: ClassVar[bool] = False
+    """Whether each unit of the weight sums to zero."""
+    has_gains: ClassVar[bool] = False
+    """Whether each unit has a trained gain."""
+    has_fixed_norm: ClassVar[bool] = False
+    """Whether the norm of the weight is fixed, so that scaling has no effect."""
 
     def __init__(self, weight: Tensor, transposed_groups: int = 0, *args: Any) -> None:
         super().__init__(*args)
@@ -95,10 +100,11 @@ def constrainable_parameter(
             f"a constraint needs the whole weight, but {owner} is sharded; constrain the model before fully_shard()."
         )
     fan_in = WeightRef(module, name).fan_in if weight.dim() > 1 else 1
-    if fan_in < kind.smallest_fan_in:
-        why = ", for which zero is the only zero-sum weight" if kind.smallest_fan_in > 1 else ""
+    smallest = 2 if kind.sums_to_zero else 1
+    if fan_in < smallest:
+        why = ", for which zero is the only zero-sum weight" if kind.sums_to_zero else ""
         raise ValueError(
-            f"a constraint needs fan_in >= {kind.smallest_fan_in}, but {owner} of shape {tuple(weight.shape)} has "
+            f"a constraint needs fan_in >= {smallest}, but {owner} of shape {tuple(weight.shape)} has "
             f"fan_in={fan_in}{why}; leave this layer unconstrained."
         )
     return weight

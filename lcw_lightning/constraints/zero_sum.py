@@ -25,7 +25,7 @@ class ZeroSum(Constraint):
     that it was made for, or that of a later ``.to(memory_format=...)``.
     """
 
-    smallest_fan_in = 2
+    sums_to_zero = True
     _version = BASIS_VERSION  # torch saves it beside every state dict
 
     def __init__(self, weight: Tensor, transposed_groups: int = 0) -> None:

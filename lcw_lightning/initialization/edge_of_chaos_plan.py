@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lcw_lightning.constraints.kinds import is_zero_sum, kind_of
+from lcw_lightning.constraints.kinds import constraint_class, is_zero_sum, kind_of
 from lcw_lightning.theory.edge_of_chaos import edge_of_chaos_stds
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
@@ -83,8 +83,8 @@ def _obstacle(layer: EdgeOfChaosLayer, q: float) -> str | None:
         return "it is lazy; run one forward first"
     if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
         return "it is sharded; call edge_of_chaos_init_() before fully_shard()"
-    if kind_of(ref) == "sn":
-        return "under sn its norm is 1 for good; put another kind of constraint on it, or none"
+    if constraint_class(ref).has_fixed_norm:
+        return f"under {kind_of(ref)} its norm is 1 for good; put another kind of constraint on it, or none"
     if sigma_b**2 >= q:
         return f"biases of this activation take all of the variance q={q:.4g} that preactivations have"
     if ref.layer.bias is None and sigma_b > 1e-6:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.utils import parametrize
 
-from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.constraints.kinds import computes_as_its_kind, constraint_class, constraint_of
+from lcw_lightning.constraints.zero_sum import ZeroSum
 from lcw_lightning.observation.moments import ChannelSums
 from lcw_lightning.weights.weight_ref import SPATIAL_DIMS, WeightRef
 
@@ -51,8 +52,8 @@ def preactivation_moments(z: Tensor, channel_dim: int, by_unit: bool) -> Preacti
 
 
 def is_scalable(ref: WeightRef) -> bool:
-    """Return whether a weight may have any norm: under spectral normalization it may not."""
-    return kind_of(ref) != "sn"
+    """Return whether scaling a weight has an effect: spectral normalization fixes its norm."""
+    return not constraint_class(ref).has_fixed_norm
 
 
 def computes_as_torch(ref: WeightRef) -> bool:
@@ -63,7 +64,7 @@ def computes_as_torch(ref: WeightRef) -> bool:
 
 def has_gains(ref: WeightRef) -> bool:
     """Return whether each unit of a weight has a trained gain: under weight normalization, centred or not."""
-    return kind_of(ref) in ("wn", "cwn")
+    return constraint_class(ref).has_gains
 
 
 def rescale_layer_(
@@ -114,7 +115,7 @@ def scale_weight_(ref: WeightRef, name: str, factor: Tensor) -> None:
     for gain in gains:
         gain.mul_(factor.view_as(gain) if len(factor) > 1 else factor)
     # Not expand_to_weight() for all, which computes the weight.
-    has_unit_rows = not ref.transposed_groups or (is_parametrized and kind_of(ref) == "lcw")
+    has_unit_rows = not ref.transposed_groups or isinstance(constraint_of(ref), ZeroSum)
     weight.mul_(factor.view(-1, *[1] * (weight.dim() - 1)) if has_unit_rows else ref.expand_to_weight(factor))
 
 
@@ -157,7 +158,7 @@ def _check_varies(moments: PreactivationMoments, name: str) -> None:
 
 def _scales_with_parameters(ref: WeightRef) -> bool:
     is_alone = len(ref.layer.parametrizations[ref.name]) == 1  # type: ignore[index]
-    return is_alone and kind_of(ref) in ("lcw", "wn", "cwn")
+    return is_alone and computes_as_its_kind(ref) and is_scalable(ref)
 
 
 def _scaled_output(z: Tensor, channel_dim: int, factor: Tensor, shift: Tensor | None) -> Tensor:
