@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lcw_lightning.checkpoints.record import restore_constraints, save_constraints
+from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 
 __all__ = ["GeometricDecay", "ImageClassifier"]
@@ -99,12 +99,12 @@ class ImageClassifier(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        save_constraints(self, checkpoint)
+        save_record(self, checkpoint)
         checkpoint[_INITIALIZED] = is_initialized(self)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        restore_constraints(self, checkpoint)
+        read_record(checkpoint).restore(self)
         # Lightning's tuners restore weights that are untrained: at step 0, and not initialized.
         if checkpoint.get(_INITIALIZED) or checkpoint.get("global_step") != 0:
             mark_initialized(self)

@@ -24,7 +24,7 @@ from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
-from lcw_lightning.checkpoints.record import check_basis, check_kinds, save_constraints
+from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.constraints.constrain import constrain, constrained_weights, with_only_zero
 from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
@@ -142,21 +142,21 @@ class ConstraintCallback(Callback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        save_constraints(pl_module, checkpoint)  # after a run, when the module's own hook is its own again
+        save_record(pl_module, checkpoint)  # after a run, when the module's own hook is its own again
 
     def _check_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, load: Callable[..., None], checkpoint: dict[str, Any]
     ) -> None:
         # In place of the module's own hook, since that of callbacks comes after the weights are loaded.
-        check_basis(checkpoint)
-        check_kinds(pl_module, checkpoint)
+        record = read_record(checkpoint)
+        record.check(pl_module)
         trained = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
         resumed = trained and trainer.state.fn == TrainerFn.FITTING
         if resumed:
-            check_trained_alike(pl_module, checkpoint)
+            check_trained_alike(pl_module, record, checkpoint)
         load(checkpoint)
         if resumed:
-            check_projected_still(pl_module, checkpoint)  # now, since the module's own hook may have restored it
+            check_projected_still(pl_module, record)  # now, since the module's own hook may have restored it
         self._new = []
         if self.kind == "none" and (constrained := constrained_weights(pl_module)):
             warnings.warn(f"{listed(constrained)} stay constrained although kind is none.", stacklevel=2)
@@ -180,4 +180,4 @@ class ConstraintCallback(Callback):
 def _save_with_constraints(pl_module: LightningModule, save: Callable[..., None], checkpoint: dict[str, Any]) -> None:
     # Lightning asks callbacks only for checkpoints with optimizer state.
     save(checkpoint)
-    save_constraints(pl_module, checkpoint)
+    save_record(pl_module, checkpoint)

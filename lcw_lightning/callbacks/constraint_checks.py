@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lcw_lightning.callbacks.twins import is_a, is_overridden
-from lcw_lightning.checkpoints.record import parametrization_key, saved_constraints, saved_projections
+from lcw_lightning.checkpoints.record import Record, parametrization_key
 from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.constraints.projection import is_projected
@@ -38,7 +38,7 @@ def averagings_before(trainer: Trainer, callback: Callback) -> list[Callback]:
 
 
 def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Look who copies the module.
+    """Raise if a weight averaging copies the module before it is constrained.
 
     Raises:
         ValueError: A weight averaging copies it before its layers are built.
@@ -55,7 +55,7 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Look whether the strategy lets parameters, and their gradients, be those of the layers.
+    """Raise unless the strategy keeps parameters, and their gradients, as those of the layers.
 
     Raises:
         ValueError: It keeps them in flat buffers, so that no weight can be held by projection.
@@ -68,7 +68,7 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule, new: Sequence[str]) -> None:
-    """Look who trains the constrained weights, the ``new`` ones among them constrained in this run.
+    """Raise unless an optimizer trains every constrained weight; the ``new`` ones were constrained in this run.
 
     Raises:
         ValueError: No optimizer trains one of them, or its optimizer has stepped while it was plain.
@@ -90,16 +90,15 @@ def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule
             )
 
 
-def check_trained_alike(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Look whether the optimizers of a checkpoint trained what the module's constraints train.
+def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: Mapping[str, Any]) -> None:
+    """Raise unless the optimizers of a checkpoint trained what the module's constraints train.
 
     Raises:
         ValueError: They trained plain weights, or by another method.
     """
-    saved, projected = saved_constraints(checkpoint), saved_projections(checkpoint)
     tensors = checkpoint.get("state_dict", {})  # sharded ones have none
     weights, here = named_weights(pl_module), constrained_weights(pl_module)
-    if other := [name for name in here if name in projected and not is_projected(weights[name])]:
+    if other := [name for name in here if name in record.projected and not is_projected(weights[name])]:
         raise ValueError(
             f"the checkpoint's run held {listed(other)} with method='project', this one with 'parametrize'; take "
             "'project', or load the checkpoint's weights alone, and fit without ckpt_path."
@@ -107,7 +106,7 @@ def check_trained_alike(pl_module: LightningModule, checkpoint: Mapping[str, Any
     new = [
         name
         for name in here
-        if name not in (*saved, *projected)
+        if name not in (*record.parametrized, *record.projected)
         and not any(key.startswith(f"{parametrization_key(name)}.original") for key in tensors)
     ]
     if new:
@@ -117,14 +116,14 @@ def check_trained_alike(pl_module: LightningModule, checkpoint: Mapping[str, Any
         )
 
 
-def check_projected_still(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Look whether what a checkpoint's run held by projection is constrained in the run that resumes it.
+def check_projected_still(pl_module: LightningModule, record: Record) -> None:
+    """Raise unless what a checkpoint's run held by projection is constrained in the run that resumes it.
 
     Raises:
         ValueError: A weight is not; its keys are those of a plain one, so that nobody else would notice.
     """
     here = constrained_weights(pl_module)
-    if dropped := [name for name in saved_projections(checkpoint) if name not in here]:
+    if dropped := [name for name in record.projected if name not in here]:
         raise ValueError(
             f"the checkpoint's run held {listed(dropped)} with method='project', and this one leaves them plain; "
             "constrain them too, or load the checkpoint's weights alone, and fit without ckpt_path."

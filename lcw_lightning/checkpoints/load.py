@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lcw_lightning.checkpoints.all_or_nothing import describe_misfit
 from lcw_lightning.checkpoints.read import read_checkpoint
-from lcw_lightning.checkpoints.record import check_basis, parametrization_key, restore_constraints, saved_constraints
+from lcw_lightning.checkpoints.record import Record, parametrization_key, read_record
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, computes_as_its_kind
 from lcw_lightning.constraints.registration import right_inverse
 from lcw_lightning.weights.freshness import mark_initialized
@@ -55,7 +55,7 @@ def load_from_checkpoint(
     Example:
         >>> import tempfile
         >>> from lcw_lightning import constrain
-        >>> from lcw_lightning.checkpoints.record import save_constraints
+        >>> from lcw_lightning.checkpoints.record import save_record
         >>> from torch import nn
         >>> class Project(LightningModule):
         ...     def __init__(self):
@@ -64,7 +64,7 @@ def load_from_checkpoint(
         >>> project = Project()
         >>> names = constrain(project)
         >>> checkpoint = {"state_dict": project.state_dict(), "pytorch-lightning_version": "2.6.4"}
-        >>> save_constraints(project, checkpoint)  # as ConstraintCallback does in every checkpoint of a Trainer
+        >>> save_record(project, checkpoint)  # as ConstraintCallback does in every checkpoint of a Trainer
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save(checkpoint, f"{folder}/run.ckpt")
         ...     loaded = load_from_checkpoint(Project, f"{folder}/run.ckpt")
@@ -72,11 +72,11 @@ def load_from_checkpoint(
         True
     """
     checkpoint = read_checkpoint(path, map_location, weights_only)
-    check_basis(checkpoint)
-    plain = _plain_state_dict(checkpoint)
+    record = read_record(checkpoint)
+    plain = _plain_state_dict(record, checkpoint["state_dict"])
     try:
-        with _plain_checkpoint(path, checkpoint, plain) as plain_path:
-            module = _load_by_class(module_class, plain_path, weights_only, map_location=map_location, **kwargs)
+        with _file_for_class(path, record, {**checkpoint, "state_dict": plain}) as file:
+            module = _load_by_class(module_class, file, weights_only, map_location=map_location, **kwargs)
     except RuntimeError as error:
         if not (problems := describe_misfit(error)):
             raise
@@ -85,8 +85,8 @@ def load_from_checkpoint(
             "Layers that setup() builds, and constraints of runs without ConstraintCallback, must be there once the "
             "module is made."
         ) from error
-    restore_constraints(module, checkpoint)
-    _restore_exactly(module, checkpoint, plain)
+    record.restore(module)
+    _restore_exactly(module, record, checkpoint["state_dict"], plain)
     mark_initialized(module)
     return module
 
@@ -103,34 +103,35 @@ def _load_by_class(module_class: type[_Module], path: str | Path, weights_only: 
 
 
 @contextmanager
-def _plain_checkpoint(
-    path: str | os.PathLike[str], checkpoint: Mapping[str, Any], plain: Mapping[str, Tensor]
+def _file_for_class(
+    path: str | os.PathLike[str], record: Record, plain_checkpoint: Mapping[str, Any]
 ) -> Iterator[str | Path]:
-    """Give the path of the checkpoint with the plain state dict in it: a file, since a class may read it twice."""
+    """Give the path of a file with the plain checkpoint, which the class may read twice."""
     as_given = Path if isinstance(path, Path) else os.fspath
-    if not saved_constraints(checkpoint):
+    if not record.parametrized:
         yield as_given(path)
         return
     with tempfile.TemporaryDirectory() as folder:
         temporary = os.path.join(folder, os.path.basename(path))
-        torch.save({**checkpoint, "state_dict": plain}, temporary)
+        torch.save(plain_checkpoint, temporary)
         yield as_given(temporary)
 
 
 @torch.no_grad()
-def _plain_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def _plain_state_dict(record: Record, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict with each constrained weight in place of what was trained, as far as that was saved."""
-    plain: dict[str, Tensor] = copy.copy(checkpoint["state_dict"])  # with the versions of modules beside it
-    for name, saved in saved_constraints(checkpoint).items():
-        key, shape = f"{parametrization_key(name)}.", saved["weight_shape"]
+    plain: dict[str, Tensor] = copy.copy(state_dict)  # with the versions of modules beside it
+    for name, saved in record.parametrized.items():
+        key = f"{parametrization_key(name)}."
         held = {held.removeprefix(key): plain.pop(held) for held in list(plain) if held.startswith(key)}
         if not held:
             continue  # modules may leave frozen weights out
-        weight = torch.empty(shape, device="meta")
-        constraint = PARAMETRIZATIONS[saved["kind"]](weight, saved["transposed_groups"]).eval()
+        weight = torch.empty(saved.weight_shape, device="meta")
+        constraint = PARAMETRIZATIONS[saved.kind](weight, saved.transposed_groups).eval()
         originals, buffers = right_inverse(constraint, weight), dict(constraint.named_buffers())
         wanted = {**originals, **{f"0.{buffer}": value for buffer, value in buffers.items()}}
         if {part: value.shape for part, value in held.items()} != {part: value.shape for part, value in wanted.items()}:
+            shape = list(saved.weight_shape)
             raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} make no weight of shape {shape}.")
         constraint.load_state_dict({buffer: held[f"0.{buffer}"] for buffer in buffers}, assign=True)
         plain[name] = constraint(*(held[original] for original in originals))
@@ -138,10 +139,12 @@ def _plain_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _restore_exactly(model: nn.Module, checkpoint: Mapping[str, Any], plain: Mapping[str, Tensor]) -> None:
+def _restore_exactly(
+    model: nn.Module, record: Record, state_dict: Mapping[str, Tensor], plain: Mapping[str, Tensor]
+) -> None:
     """Undo the rounding of what was trained, which went through the plain weight."""
     weights = named_weights(model, remove_duplicate=False)
-    for name in saved_constraints(checkpoint):
+    for name in record.parametrized:
         if name not in plain or not computes_as_its_kind(weights[name]):
             continue
         held: Any = weights[name].layer.parametrizations[weights[name].name]  # type: ignore[index]
@@ -151,4 +154,4 @@ def _restore_exactly(model: nn.Module, checkpoint: Mapping[str, Any], plain: Map
         # Otherwise the module's own on_load_checkpoint has changed the weight.
         if all(torch.allclose(originals[key], rounded[key], rtol=0, atol=0, equal_nan=True) for key in originals):
             for key, value in {**originals, **dict(held.named_buffers())}.items():
-                value.copy_(checkpoint["state_dict"][f"{parametrization_key(name)}.{key}"])
+                value.copy_(state_dict[f"{parametrization_key(name)}.{key}"])

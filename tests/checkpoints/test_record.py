@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lcw_lightning import constrain
-from lcw_lightning.checkpoints.record import restore_constraints, save_constraints
+from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.constraints.constrain import constrained_weights
 
 
@@ -20,8 +20,8 @@ class Network(nn.Module):
 def test_a_checkpoints_constraints_are_restored_before_its_weights(kind):
     source, target, checkpoint = Network(), Network(), {}
     constrain(source, kind, exclude=["head.*", "square.*"])
-    save_constraints(source, checkpoint)
-    restore_constraints(target, checkpoint)
+    save_record(source, checkpoint)
+    read_record(checkpoint).restore(target)
     target.load_state_dict(source.state_dict())
     assert constrained_weights(target) == constrained_weights(source)
     assert torch.equal(target.eval().conv.weight, source.eval().conv.weight)
@@ -31,8 +31,8 @@ def test_saving_and_restoring_leaves_what_training_changes_by_looking():
     network, checkpoint = Network(), {}
     constrain(network, "sn", exclude=["square.*"])
     state = {key: value.clone() for key, value in network.state_dict().items()}
-    save_constraints(network, checkpoint)
-    restore_constraints(network, checkpoint)
+    save_record(network, checkpoint)
+    read_record(checkpoint).restore(network)
     constrain(network, "sn", exclude=["square.*"])
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     _ = network.head.weight
@@ -43,24 +43,24 @@ def test_another_kind_is_refused_before_anything_changes():
     source, target, checkpoint = Network(), Network(), {}
     constrain(source, "cwn", include=["conv.*", "head.*"])
     constrain(target, "wn", include=["head.*"])
-    save_constraints(source, checkpoint)
+    save_record(source, checkpoint)
     with pytest.raises(ValueError, match=r"constrained 'head\.weight' with kind='cwn', this one with 'wn'; take 'cwn'"):
-        restore_constraints(target, checkpoint)
+        read_record(checkpoint).restore(target)
     assert constrained_weights(target) == {"head.weight": "wn"}
 
 
 def test_weights_in_no_basis_do_not_ask_for_one():
     source, target, checkpoint = Network(), Network(), {}
     constrain(source, "cwn", include=["head.*"])
-    save_constraints(source, checkpoint)
+    save_record(source, checkpoint)
     checkpoint["lcw_lightning"]["basis_version"] = 2
-    restore_constraints(target, checkpoint)
+    read_record(checkpoint).restore(target)
     assert constrained_weights(target) == {"head.weight": "cwn"}
 
 
 def test_a_plain_checkpoint_restores_nothing():
     network = Network()
-    restore_constraints(network, {"state_dict": {}})
+    read_record({"state_dict": {}}).restore(network)
     assert constrained_weights(network) == {}
 
 
@@ -80,5 +80,5 @@ def test_constraints_that_cannot_be_restored_are_refused_before_anything_changes
     checkpoint = {"lcw_lightning": {"basis_version": version, "constraints": {"conv.weight": first, name: layout}}}
     network = Network()
     with pytest.raises(ValueError, match=message):
-        restore_constraints(network, checkpoint)
+        read_record(checkpoint).restore(network)
     assert constrained_weights(network) == {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lcw_lightning import MLP, Digits, ImageClassifier, analyze, constrain, minibatch_init_
-from lcw_lightning.checkpoints.record import save_constraints
+from lcw_lightning.checkpoints.record import save_record
 from lcw_lightning.cli import main
 
 PROJECT = '''
@@ -190,7 +190,7 @@ def test_a_checkpoint_is_looked_at_as_it_is(build_in, project):
     for weight in trained.parameters():
         torch.nn.init.normal_(weight)
     checkpoint = {"state_dict": trained.state_dict(), "pytorch-lightning_version": "2.6.4"}
-    save_constraints(trained, checkpoint)
+    save_record(trained, checkpoint)
     torch.save(checkpoint, "trained.ckpt")
 
     said = project("analyze", "--ckpt_path=trained.ckpt", f"--model.build_in={build_in}")
@@ -420,7 +420,7 @@ def checkpoint(tmp_path_factory):
     model = ImageClassifier(MLP(64, 10, depth=3, width=16), torch.optim.SGD)
     constrain(model)
     content = {"state_dict": model.state_dict(), "pytorch-lightning_version": "2.6.4"}
-    save_constraints(model, content)
+    save_record(model, content)
     path = tmp_path_factory.mktemp("checkpoint") / "small.ckpt"
     torch.save(content, path)
     return path

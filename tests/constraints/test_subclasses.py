@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lcw_lightning import analyze, constrain, edge_of_chaos_init_, fold, load_from_checkpoint, minibatch_init_
-from lcw_lightning.checkpoints.record import save_constraints
+from lcw_lightning.checkpoints.record import save_record
 from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS
@@ -142,7 +142,7 @@ class Project(LightningModule):
 
 def saved(module, path):
     checkpoint = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.0"}
-    save_constraints(module, checkpoint)
+    save_record(module, checkpoint)
     torch.save(checkpoint, path)
     return path
 
