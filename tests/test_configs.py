@@ -1,8 +1,6 @@
 """Every YAML in configs/ runs, under every method, and the digits do what its first lines promise."""
 
-import sys
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from lcw_lightning.cli import main
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.data import vision
 from lcw_lightning.weights.weight_ref import named_weights
+from tools.reproduce.paper.grids import GRIDS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DIGITS = next(path for path in CONFIGS if path.stem == "digits_mlp50")
@@ -40,17 +39,7 @@ AFTER_LINEAR = {
 }
 
 
-def methods():
-    """The flags of every method in tools/reproduce.py, by its name."""
-    spec = spec_from_file_location("grids", Path(__file__).parents[1] / "tools" / "grids.py")
-    grids = module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "grids", grids)  # where its dataclass looks for itself
-        spec.loader.exec_module(grids)
-    return grids.GRIDS["fig5"].methods
-
-
-METHODS = methods()
+METHODS = GRIDS["fig5"].methods
 
 
 def by_stem(path):
