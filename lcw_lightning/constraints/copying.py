@@ -42,23 +42,24 @@ class _DetachedCopies(TorchFunctionMode):
 
 
 def make_copyable(module: nn.Module) -> None:
-    """Let a parametrized layer be pickled, and a recurrent one deep-copied after a forward pass too.
+    """Let a parametrized layer be pickled, and deep-copied in the same way.
 
     Changes the class that parametrize has made for this module alone.
     """
     kind: Any = type(module)
     kind.__reduce_ex__ = _reduce
-    if isinstance(module, nn.RNNBase):
-        _forget_computed_weights_in_copies(kind)
+    if "__deepcopy__" in vars(kind):
+        # Of a wrapper that hands on its layer's attributes, copy.deepcopy would find it and copy the bare layer.
+        del kind.__deepcopy__
 
 
 def _reduce(module: nn.Module, _protocol: Any) -> tuple[Any, ...]:
     # The class exists only in this process, so that another one has to make it again.
     plain: Any = parametrize.type_before_parametrizations(module)
     with torch.no_grad():  # a recurrent layer reads its weights here, which must not move a spectral norm's buffers
-        state = plain.__getstate__(module)
+        state = plain.__getstate__(module) if hasattr(plain, "__getstate__") else dict(vars(module))  # Python 3.10
     if isinstance(module, nn.RNNBase):
-        # Weights that nobody holds: so a recurrent layer computes those of its next forward pass anew.
+        # It keeps the weights of its last forward pass, which cannot be copied. Without them it computes them anew.
         state = state | {"_flat_weights": [torch.empty(0) for _ in module._flat_weights_names]}
     constraints: Any = module.parametrizations
     return _blank, (plain, list(constraints)), state
@@ -73,16 +74,3 @@ def _blank(plain: type[nn.Module], names: Sequence[str]) -> nn.Module:
         parametrize.register_parametrization(layer, name, nn.Identity())
     make_copyable(layer)
     return layer
-
-
-def _forget_computed_weights_in_copies(kind: Any) -> None:
-    # A recurrent layer keeps the weights of its last forward pass, which deepcopy refuses: they are no leaves of the
-    # graph. It takes them anew when others take their place.
-    deepcopy = kind.__deepcopy__
-
-    def deepcopy_without_them(self: Any, memo: dict[int, Any]) -> Any:
-        self._flat_weights = [None] * len(self._flat_weights_names)
-        return deepcopy(self, memo)
-
-    if deepcopy.__name__ != deepcopy_without_them.__name__:
-        kind.__deepcopy__ = deepcopy_without_them

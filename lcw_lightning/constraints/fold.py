@@ -31,7 +31,7 @@ def fold(model: nn.Module) -> nn.Module:
     for ref in named_weights(folded).values():
         release_(ref)
     for module in list(folded.modules()):
-        if parametrize.is_parametrized(module):
+        if "parametrizations" in module._modules:  # of its own, not those of a layer whose attributes it hands on
             _fold_layer_(module)
     return folded
 

@@ -180,3 +180,33 @@ def test_a_module_that_keeps_tensors_of_a_graph_is_copied_and_folded():
         assert not twin.last.requires_grad
         assert all(parameter.requires_grad for parameter in twin.parameters())
     assert module.last.requires_grad
+
+
+class HandsOn(nn.Module):
+    """Wraps a layer and hands on its attributes, as peft's wrappers do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, inputs):
+        return 2 * self.layer(inputs)
+
+
+WAYS = {"deepcopy": copy.deepcopy, "pickle": by_pickle, "fold": fold}
+
+
+@pytest.mark.parametrize("by", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kind", ["lcw", "cwn", "wn", "sn"])
+def test_a_wrapper_that_hands_on_its_layers_attributes_is_copied_whole(kind, by):
+    wrapper, inputs = HandsOn(nn.Linear(4, 3)), images(5, 4)
+    constrain(wrapper, kind)
+    twin = by(wrapper.eval())
+    assert type(twin) is HandsOn
+    assert torch.equal(twin(inputs), wrapper(inputs))
