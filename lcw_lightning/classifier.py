@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -16,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from lcw_lightning.checkpoints.record import read_record, save_record
+from lcw_lightning.compat import is_made_by_cli
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 
 __all__ = ["GeometricDecay", "ImageClassifier"]
@@ -54,7 +54,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         # Modules and callables made in Python are no safe content for a checkpoint; the command line's config is.
-        if _given_hyperparameters.get() is not None:
+        if is_made_by_cli():
             self.save_hyperparameters()
         self.network = network
         self.optimizer = optimizer

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
@@ -22,9 +21,9 @@ from lcw_lightning.callbacks.constraint_checks import (
 )
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.overrides import Overrides
-from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.checkpoints.record import read_record, save_record
+from lcw_lightning.compat import starts_processes
 from lcw_lightning.constraints.constrain import constrain, constrained_weights, with_only_zero
 from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
@@ -118,7 +117,7 @@ class ConstraintCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._overrides.restore()
-        if stage == "fit" and is_a(trainer.strategy.launcher, _MultiProcessingLauncher):
+        if stage == "fit" and starts_processes(trainer):
             # The worker's state dict goes back into the main process's module, which is as this process has found it.
             remove_constraints_(pl_module, keep=self._found)
         forget_module(self)

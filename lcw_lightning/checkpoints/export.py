@@ -12,8 +12,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from lcw_lightning.compat import tree_leaves
 from lcw_lightning.constraints.fold import fold
 from lcw_lightning.files import written_atomically
 

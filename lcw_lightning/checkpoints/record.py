@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lcw_lightning.checkpoints.hyperparameters import fold_hyperparameters
+from lcw_lightning.compat import module_versions
 from lcw_lightning.constraints.constrain import constrain_weights
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, computes_as_its_kind, constraint_of, kind_of
 from lcw_lightning.constraints.projection import is_projected
@@ -158,7 +159,7 @@ def _is_entry(name: object, saved: object) -> bool:
 
 def _check_basis(record: Record, checkpoint: Mapping[str, Any]) -> None:
     """Raise unless this version reads the coordinates, by the record and by what torch keeps beside state dicts."""
-    modules = getattr(checkpoint.get("state_dict"), "_metadata", {})
+    modules = module_versions(checkpoint.get("state_dict"))
     for name in [name for name, saved in record.parametrized.items() if saved.kind == "lcw"]:
         for version in (
             checkpoint[_KEY].get("basis_version", BASIS_VERSION),

@@ -33,6 +33,7 @@ from lcw_lightning.cli.first_step_report import Analyst
 from lcw_lightning.cli.parser import LCWParser
 from lcw_lightning.cli.run_config import SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
+from lcw_lightning.compat import option, subcommand_parser
 
 __all__ = ["LCWCLI", "main"]
 
@@ -61,16 +62,16 @@ class LCWCLI(LightningCLI):
             parser.add_class_arguments(callback, group)
         parser.set_defaults({"edge_of_chaos_init.weights": "none"})
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
-        for option in ("--model", "--data", "--trainer.strategy"):
+        for flag in ("--model", "--data", "--trainer.strategy"):
             # jsonargparse would walk every module that any module can hold, or every mesh of devices, without end.
-            parser._option_string_actions[option].complete = shtab.FILE  # type: ignore[attr-defined]
+            option(parser, flag).complete = shtab.FILE  # type: ignore[attr-defined]
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = sys.argv[1:] if args is None else args
         command, *flags = given if isinstance(given, list) and given else [""]
         if command in COMMANDS and (checkpoint := checkpoint_without_config(flags)):
-            self._subcommand_parsers[command].default_config_files = [config_of_run(checkpoint)]
+            subcommand_parser(self, command).default_config_files = [config_of_run(checkpoint)]
         super().parse_arguments(parser, args)
         if self.config.subcommand == "export":
             check_exportable(self.config.export.output)

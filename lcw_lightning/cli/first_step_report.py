@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,6 +13,7 @@ from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.overrides import Overrides
+from lcw_lightning.compat import end_fit
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
 
@@ -70,11 +70,11 @@ class Analyst(Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._snapshot is not None:
             self.report = report_of(self._snapshot, loss.item() if isinstance(loss, Tensor) else None)
-        raise _TunerExitException  # as Lightning's own tuners end a run: no validation, no scheduler, no epoch's end
+        end_fit()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        raise _TunerExitException  # a module that skips its first batch never ends it
+        end_fit()  # a module that skips its first batch never ends it
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

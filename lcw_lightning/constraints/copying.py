@@ -10,6 +10,8 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lcw_lightning.compat import without_flat_weights
+
 __all__ = ["detached_copy", "make_copyable"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -60,7 +62,7 @@ def _reduce(module: nn.Module, _protocol: Any) -> tuple[Any, ...]:
         state = plain.__getstate__(module) if hasattr(plain, "__getstate__") else dict(vars(module))  # Python 3.10
     if isinstance(module, nn.RNNBase):
         # It keeps the weights of its last forward pass, which cannot be copied. Without them it computes them anew.
-        state = state | {"_flat_weights": [torch.empty(0) for _ in module._flat_weights_names]}
+        state = without_flat_weights(module, state)
     constraints: Any = module.parametrizations
     return _blank, (plain, list(constraints)), state
 

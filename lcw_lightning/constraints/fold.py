@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lcw_lightning.compat import flat_weight_names
 from lcw_lightning.constraints.copying import detached_copy
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.constraints.projection import release_
@@ -22,6 +23,7 @@ def fold(model: nn.Module) -> nn.Module:
     The copy has plain types and plain state dict keys and computes the same outputs; the original is left untouched.
 
     Example:
+        >>> from lcw_lightning import constrain
         >>> network = nn.Sequential(nn.Linear(4, 2))
         >>> names = constrain(network)
         >>> sorted(fold(network).state_dict())
@@ -51,7 +53,7 @@ def _fold_layer_(module: nn.Module) -> None:
     held = {**values, **module._parameters}
     module._parameters.clear()
     # In the order of a layer that was never constrained: weights first, and layer by layer in a recurrent one.
-    order = dict.fromkeys([*getattr(module, "_flat_weights_names", ()), *held])
+    order = dict.fromkeys([*flat_weight_names(module), *held])
     module._parameters.update({name: held[name] for name in order})
 
 

@@ -4,9 +4,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from typing_extensions import override
 
+from lcw_lightning.compat import TorchSpectralNorm, TorchWeightNorm
 from lcw_lightning.constraints.registration import Constraint, register_constraint
 from lcw_lightning.theory.zero_sum import project_zero_sum
 from lcw_lightning.weights.weight_ref import exchange_channels
@@ -14,7 +14,7 @@ from lcw_lightning.weights.weight_ref import exchange_channels
 __all__ = ["CenteredWeightNorm", "SpectralNorm", "WeightNorm", "centered_weight_norm"]
 
 
-class WeightNorm(Constraint, _WeightNorm):
+class WeightNorm(Constraint, TorchWeightNorm):
     r"""Torch's own weight_norm, its units where those of the layer are: :math:`w_i = g_i v_i / \|v_i\|`.
 
     ``original0`` is g, one gain a unit, of a shape that broadcasts against the weight's; for a transposed convolution
@@ -75,7 +75,7 @@ class CenteredWeightNorm(WeightNorm):
         return project_zero_sum(units)
 
 
-class SpectralNorm(Constraint, _SpectralNorm):
+class SpectralNorm(Constraint, TorchSpectralNorm):
     r"""Torch's own spectral_norm, of the matrix with a unit a row: its largest singular value is 1.
 
     ``original`` has the weight's shape. In training mode each use of the weight does one step of the power method, in

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from lcw_lightning.compat import hooks_after_load
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
 __all__ = [
@@ -90,7 +91,7 @@ def is_projected(ref: WeightRef) -> bool:
 def release_(ref: WeightRef) -> None:
     """Make a weight an ordinary one of the same value, if it is held by projection."""
     for key in _holders(ref):
-        del ref.layer._load_state_dict_post_hooks[key]
+        del hooks_after_load(ref.layer)[key]
     parameter = ref.layer._parameters.get(ref.name)
     if hook := _hook_of(parameter):
         hook.handle.remove()
@@ -168,7 +169,7 @@ def _centre_gradients_of(parameter: nn.Parameter, transposed_groups: int) -> Non
 
 
 def _holders(ref: WeightRef) -> dict[int, _Holder]:
-    hooks: Any = ref.layer._load_state_dict_post_hooks
+    hooks = hooks_after_load(ref.layer)
     return {key: hook for key, hook in hooks.items() if isinstance(hook, _Holder) and hook.name == ref.name}
 
 

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
+from lcw_lightning.compat import hooks_before_load
 from lcw_lightning.constraints.copying import make_copyable
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
@@ -120,7 +121,7 @@ def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
 
 def stop_accepting_plain_weights(module: nn.Module) -> None:
     """Take away from a layer whose weights are plain again what :func:`register_constraint` has put there."""
-    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
+    hooks = hooks_before_load(module)
     for key, wrapped in list(hooks.items()):
         if getattr(wrapped.hook, "func", None) is _accept_plain_weight:
             del hooks[key]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from typing_extensions import override
 
+from lcw_lightning.compat import is_transformed
 from lcw_lightning.theory.zero_sum import HALF, embed_zero_sum, shear, zero_sum_coordinates
 
 __all__ = ["zero_sum_weight"]
@@ -38,9 +39,9 @@ def zero_sum_weight(
         >>> zero_sum_weight(torch.tensor([[3.0]]), (1, 2, 1, 1)).flatten()
         tensor([-2.1213,  2.1213])
     """
-    if torch._C._are_functorch_transforms_active():  # where tensors have no memory format
+    if is_transformed():  # where tensors have no memory format
         return embed_zero_sum(v).view(shape)
-    is_traced = torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None
+    is_traced = torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     w: Tensor = embed_zero_sum(v) if is_traced or type(v) not in ORDINARY else _Embedding.apply(v)
     return w if len(shape) == 2 else w.view(shape).contiguous(memory_format=memory_format)
 

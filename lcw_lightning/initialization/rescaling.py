@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.utils import parametrize
 
+from lcw_lightning.compat import clear_cached_weights
 from lcw_lightning.constraints.kinds import computes_as_its_kind, constraint_class, constraint_of
 from lcw_lightning.constraints.zero_sum import ZeroSum
 from lcw_lightning.observation.moments import ChannelSums
@@ -95,7 +96,7 @@ def rescale_layer_(
         bias.copy_(shift)
     # They may hold the old weight and bias, which the layer has just used.
     torch.clear_autocast_cache()
-    parametrize._cache.clear()
+    clear_cached_weights()
     return _scaled_output(z, ref.channel_dim, factor, shift)
 
 

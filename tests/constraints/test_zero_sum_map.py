@@ -84,6 +84,19 @@ def test_it_compiles_into_one_graph():
     assert compiled.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("fan_in", [7, SMALL], ids=["small", "large"])
+def test_a_trace_has_the_map_and_its_gradient(fan_in):
+    traced = torch.jit.trace(lambda v: zero_sum_weight(v, (3, fan_in)), coordinates((3, fan_in)))
+    v = coordinates((3, fan_in))
+    factor = torch.rand(3, fan_in, dtype=v.dtype)
+    torch.testing.assert_close(traced(v), zero_sum_weight(v, (3, fan_in)))
+    gradients = [
+        torch.autograd.grad((weight * factor).sum(), v) for weight in (traced(v), zero_sum_weight(v, (3, fan_in)))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("fan_in", [300, 4608, 2**17])
 def test_the_first_entry_is_as_exact_as_the_others(fan_in):
     v = torch.ones(1, fan_in - 1)  # whose sum is large beside each entry

@@ -1,0 +1,104 @@
+"""All private interfaces of torch, Lightning and jsonargparse that this package uses, by plain names.
+
+A release of theirs that changes one breaks this file and its test alone. Lightning is imported where it is needed,
+since constraints stand on torch alone.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
+from torch.nn.utils.parametrizations import _WeightNorm as TorchWeightNorm
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from argparse import Action
+
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+__all__ = [
+    "TorchSpectralNorm",
+    "TorchWeightNorm",
+    "clear_cached_weights",
+    "end_fit",
+    "flat_weight_names",
+    "hooks_after_load",
+    "hooks_before_load",
+    "is_made_by_cli",
+    "is_transformed",
+    "module_versions",
+    "option",
+    "starts_processes",
+    "subcommand_parser",
+    "tree_leaves",
+    "without_flat_weights",
+]
+
+is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether a transform of torch.func, such as vmap, runs."""
+
+
+def clear_cached_weights() -> None:
+    """Clear the cache of :func:`torch.nn.utils.parametrize.cached`."""
+    parametrize._cache.clear()
+
+
+def hooks_before_load(module: nn.Module) -> dict[int, Any]:
+    """Return the dict of ``register_load_state_dict_pre_hook``; ``.hook`` of each value is the function given."""
+    return module._load_state_dict_pre_hooks
+
+
+def hooks_after_load(module: nn.Module) -> dict[int, Any]:
+    """Return the dict of ``register_load_state_dict_post_hook``, whose values are the functions given."""
+    hooks: dict[int, Any] = module._load_state_dict_post_hooks
+    return hooks
+
+
+def flat_weight_names(module: nn.Module) -> list[str]:
+    """Return the names of a recurrent layer's weights and biases, in its order; none for other modules."""
+    return list(getattr(module, "_flat_weights_names", ()))
+
+
+def without_flat_weights(module: nn.RNNBase, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a recurrent layer's state without the weights of its last forward: a parametrized one reads them anew."""
+    return state | {"_flat_weights": [torch.empty(0) for _ in module._flat_weights_names]}
+
+
+def module_versions(state_dict: Any) -> dict[str, dict[str, Any]]:
+    """Return the versions of modules that torch keeps beside a state dict, by the modules' names."""
+    versions: dict[str, dict[str, Any]] = getattr(state_dict, "_metadata", {})
+    return versions
+
+
+def starts_processes(trainer: "Trainer") -> bool:
+    """Return whether Lightning starts a run's processes from this one, as ``ddp_spawn`` and notebooks do."""
+    # By name: pytorch_lightning has a class of its own.
+    return any(base.__name__ == "_MultiProcessingLauncher" for base in type(trainer.strategy.launcher).__mro__)
+
+
+def end_fit() -> NoReturn:
+    """End a fit as Lightning's own tuners do: at once, without validation, scheduler or the epoch's end."""
+    from lightning.pytorch.utilities.exceptions import _TunerExitException
+
+    raise _TunerExitException
+
+
+def is_made_by_cli() -> bool:
+    """Return whether LightningCLI is making a module, whose arguments then are plain values."""
+    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+    return _given_hyperparameters.get() is not None
+
+
+def subcommand_parser(cli: "LightningCLI", command: str) -> "LightningArgumentParser":
+    """Return the parser of a subcommand."""
+    return cli._subcommand_parsers[command]
+
+
+def option(parser: "LightningArgumentParser", flag: str) -> "Action":
+    """Return an option of a parser by its flag, such as ``--model``."""
+    return parser._option_string_actions[flag]
