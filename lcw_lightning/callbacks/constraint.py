@@ -24,7 +24,7 @@ from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.compat import starts_processes
-from lcw_lightning.constraints.constrain import constrain, constrained_weights, with_only_zero
+from lcw_lightning.constraints.constrain import constrain, constrained_weights, with_fan_in_1
 from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
 from lcw_lightning.constraints.projection import renew_projections_
@@ -162,7 +162,7 @@ class ConstraintCallback(Callback):
 
     def _constrain(self, pl_module: LightningModule) -> None:
         selected = select_weights(pl_module, self.include, self.exclude)
-        if too_small := with_only_zero(selected, self.kind):
+        if too_small := with_fan_in_1(selected, self.kind):
             raise ValueError(
                 f"a constrained weight needs fan_in >= 2, but fan_in is 1 for {listed(too_small)}, where zero is the "
                 "only zero-sum weight; name them in exclude to leave them unconstrained."

@@ -22,7 +22,7 @@ __all__ = [
     "constrain",
     "constrain_weights",
     "constrained_weights",
-    "with_only_zero",
+    "with_fan_in_1",
 ]
 
 
@@ -80,7 +80,7 @@ def constrain(
     if kind == "none":
         return []
     selected = select_weights(model, include, exclude)
-    if unconstrainable := with_only_zero(selected, kind):
+    if unconstrainable := with_fan_in_1(selected, kind):
         warnings.warn(f"left unconstrained, because fan_in is 1: {listed(unconstrainable)}.", stacklevel=2)
     wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
     project = method == "project"
@@ -89,7 +89,7 @@ def constrain(
     return list(wanted)
 
 
-def with_only_zero(weights: Mapping[str, WeightRef], kind: Kind) -> list[str]:
+def with_fan_in_1(weights: Mapping[str, WeightRef], kind: Kind) -> list[str]:
     """Return the names of weights of fan_in 1 if the kind makes units sum to zero: zero is the only value they have."""
     if not PARAMETRIZATIONS[kind].sums_to_zero:
         return []

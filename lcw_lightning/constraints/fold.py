@@ -10,7 +10,9 @@ from lcw_lightning.compat import flat_weight_names
 from lcw_lightning.constraints.copying import detached_copy
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.constraints.projection import release_
-from lcw_lightning.constraints.registration import stop_accepting_plain_weights
+from lcw_lightning.constraints.registration import (
+    remove_plain_weight_hooks,
+)
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = ["fold", "remove_constraints_"]
@@ -49,7 +51,7 @@ def _fold_layer_(module: nn.Module) -> None:
     }
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    stop_accepting_plain_weights(module)
+    remove_plain_weight_hooks(module)
     held = {**values, **module._parameters}
     module._parameters.clear()
     # In the order of a layer that was never constrained: weights first, and layer by layer in a recurrent one.
@@ -67,7 +69,7 @@ def remove_constraints_(model: nn.Module, keep: Collection[str] = ()) -> None:
         release_(ref)
         if kind_of(ref) != "none":
             parametrize.remove_parametrizations(ref.layer, ref.name)
-            stop_accepting_plain_weights(ref.layer)
+            remove_plain_weight_hooks(ref.layer)
             if ref.name in ref.layer._buffers:  # so torch leaves a frozen weight that was two tensors
                 frozen = nn.Parameter(ref.layer._buffers.pop(ref.name), requires_grad=False)  # type: ignore[arg-type]
                 ref.layer.register_parameter(ref.name, frozen)

@@ -9,7 +9,7 @@ from typing_extensions import override
 from lcw_lightning.compat import TorchSpectralNorm, TorchWeightNorm
 from lcw_lightning.constraints.registration import Constraint, register_constraint
 from lcw_lightning.theory.zero_sum import project_zero_sum
-from lcw_lightning.weights.weight_ref import exchange_channels
+from lcw_lightning.weights.weight_ref import units_first
 
 __all__ = ["CenteredWeightNorm", "SpectralNorm", "WeightNorm", "centered_weight_norm"]
 
@@ -26,14 +26,14 @@ class WeightNorm(Constraint, TorchWeightNorm):
     @override
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
         """Return the weight for gains g and directions v."""
-        v = self.exchange(weight_v)
+        v = self.units_first(weight_v)
         gains = weight_g.view(-1, *[1] * (v.dim() - 1))
-        return self.exchange(cast(Tensor, super().forward(gains, v)))  # type: ignore[no-untyped-call]
+        return self.weight_layout(cast(Tensor, super().forward(gains, v)))  # type: ignore[no-untyped-call]
 
     @override
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return gains and directions for ``weight``; a unit that is zero has the gain 0 and some direction."""
-        kernels = self.exchange(weight)
+        kernels = self.units_first(weight)
         plain = kernels.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
         v = self.admit(plain)
         gains: Tensor = torch.linalg.vector_norm(v, dim=1, keepdim=True)
@@ -44,7 +44,7 @@ class WeightNorm(Constraint, TorchWeightNorm):
         v = v.where(~is_zero, torch.linspace(-1, 1, v.shape[1], dtype=v.dtype, device=v.device))
         shape = (self.transposed_groups, -1) if self.transposed_groups else (-1, 1)
         gains = gains.masked_fill(is_zero, 0.0).view(*shape, *[1] * (weight.dim() - 2))
-        return gains.to(weight.dtype), self.exchange(v.view(kernels.shape)).to(weight.dtype)
+        return gains.to(weight.dtype), self.weight_layout(v.view(kernels.shape)).to(weight.dtype)
 
     def admit(self, units: Tensor) -> Tensor:
         """Return what of the units, a row each, their weights can be: all of it."""
@@ -62,12 +62,12 @@ class CenteredWeightNorm(WeightNorm):
     @override
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
         """Return the weight for gains g and directions v."""
-        kernels = self.exchange(weight_v)
+        kernels = self.units_first(weight_v)
         centred = self.admit(kernels.flatten(1).to(torch.promote_types(weight_v.dtype, torch.float32)))
         gains = weight_g.view(-1, 1).to(centred.dtype)
         # Torch's fused kernel has neither forward derivatives nor a rule for vmap.
         units = centred * (gains / torch.linalg.vector_norm(centred, dim=1, keepdim=True))
-        return self.exchange(units.view(kernels.shape).to(weight_v.dtype))
+        return self.weight_layout(units.view(kernels.shape).to(weight_v.dtype))
 
     @override
     def admit(self, units: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class SpectralNorm(Constraint, TorchSpectralNorm):
     def __init__(self, weight: Tensor, transposed_groups: int = 0) -> None:
         if not weight.is_meta and not weight.any():
             raise ValueError("spectral normalization divides by the norm of the weight, which is zero; draw it first.")
-        kernels = exchange_channels(weight, transposed_groups) if transposed_groups else weight
+        kernels = units_first(weight, transposed_groups) if transposed_groups else weight
         # The power method starts from random vectors: on a CPU the same in every run, and none of its own numbers.
         with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.enable_grad():
             torch.default_generator.manual_seed(0)
@@ -100,10 +100,10 @@ class SpectralNorm(Constraint, TorchSpectralNorm):
     @override
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight over its spectral norm."""
-        kernels = self.exchange(weight)
+        kernels = self.units_first(weight)
         # In half precision the power method would not find its vectors. The meta device has no autocast.
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
-            return self.exchange(super().forward(kernels.flatten(1)).view(kernels.shape))
+            return self.weight_layout(super().forward(kernels.flatten(1)).view(kernels.shape))
 
     @override
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:

@@ -13,14 +13,14 @@ from typing_extensions import override
 from lcw_lightning.compat import hooks_before_load
 from lcw_lightning.constraints.copying import make_copyable
 from lcw_lightning.constraints.projection import is_projected
-from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
+from lcw_lightning.weights.weight_ref import WeightRef, units_first
 
 __all__ = [
     "Constraint",
     "constrainable_parameter",
     "register_constraint",
     "right_inverse",
-    "stop_accepting_plain_weights",
+    "remove_plain_weight_hooks",
 ]
 
 
@@ -46,9 +46,13 @@ class Constraint(nn.Module):
         self.weight_shape = tuple(weight.shape)
         self.transposed_groups = transposed_groups
 
-    def exchange(self, tensor: Tensor) -> Tensor:
-        """Turn a tensor in the weight's layout into one with a unit a row, and back."""
-        return exchange_channels(tensor, self.transposed_groups) if self.transposed_groups else tensor
+    def units_first(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the weight's layout as one whose dimension 0 counts units."""
+        return units_first(tensor, self.transposed_groups) if self.transposed_groups else tensor
+
+    def weight_layout(self, by_unit: Tensor) -> Tensor:
+        """Return a tensor whose dimension 0 counts units as one in the weight's layout."""
+        return self.units_first(by_unit)  # which is its own inverse
 
     @override
     def extra_repr(self) -> str:
@@ -119,7 +123,7 @@ def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
     return {"original": originals}
 
 
-def stop_accepting_plain_weights(module: nn.Module) -> None:
+def remove_plain_weight_hooks(module: nn.Module) -> None:
     """Take away from a layer whose weights are plain again what :func:`register_constraint` has put there."""
     hooks = hooks_before_load(module)
     for key, wrapped in list(hooks.items()):

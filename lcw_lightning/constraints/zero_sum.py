@@ -39,11 +39,11 @@ class ZeroSum(Constraint):
         if not groups:
             return zero_sum_weight(original, (units, *self.weight_shape[1:]), self.memory_format)
         by_unit = zero_sum_weight(original, (units, self.weight_shape[0] // groups, *self.weight_shape[2:]))
-        return self.exchange(by_unit).contiguous(memory_format=self.memory_format)
+        return self.weight_layout(by_unit).contiguous(memory_format=self.memory_format)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the coordinates of the zero-sum weight nearest to ``weight``: an assigned weight is projected."""
-        return zero_sum_coordinates(self.exchange(weight).flatten(start_dim=1)).contiguous()
+        return zero_sum_coordinates(self.units_first(weight).flatten(start_dim=1)).contiguous()
 
     @override
     def __getstate__(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lcw_lightning.initialization.rescaling import assign_weight_, preactivation
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
-from lcw_lightning.weights.weight_ref import WeightRef, exchange_channels
+from lcw_lightning.weights.weight_ref import WeightRef, units_first
 
 __all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_"]
 
@@ -155,7 +155,7 @@ def _unit_weight(ref: WeightRef, weights: Draw) -> Tensor:
         return at_centre(rows, *getattr(ref.layer, "kernel_size", ()))
     rows = gaussian_rows(ref.num_units, ref.fan_in, is_zero_sum(ref), **_precise(ref.value))
     if groups := ref.transposed_groups:
-        return exchange_channels(rows.view(exchange_channels(ref.value, groups).shape), groups)
+        return units_first(rows.view(units_first(ref.value, groups).shape), groups)  # which is its own inverse
     return rows.view(ref.value.shape)
 
 

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 __all__ = [
     "WEIGHT_NAMES",
     "WeightRef",
-    "exchange_channels",
     "named_weights",
+    "units_first",
 ]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -71,7 +71,7 @@ class WeightRef(NamedTuple):
     def units(self) -> Tensor:
         """The weight as a matrix with a row a unit, shape ``(num_units, fan_in)``."""
         groups = self.transposed_groups
-        return (exchange_channels(self.value, groups) if groups else self.value).flatten(1)
+        return (units_first(self.value, groups) if groups else self.value).flatten(1)
 
     @property
     def num_units(self) -> int:
@@ -145,10 +145,11 @@ class WeightRef(NamedTuple):
         column, groups = per_unit.view(-1, *[1] * (self.value.dim() - 1)), self.transposed_groups
         if not groups or len(per_unit) == 1:
             return column
-        return exchange_channels(column.expand(-1, len(self.value) // groups, *column.shape[2:]), groups)
+        by_unit = column.expand(-1, len(self.value) // groups, *column.shape[2:])
+        return units_first(by_unit, groups)  # which is its own inverse
 
 
-def exchange_channels(weight: Tensor, groups: int) -> Tensor:
+def units_first(weight: Tensor, groups: int) -> Tensor:
     """Turn a transposed convolution's weight into that of a convolution with a unit a row, and back.
 
     Args:
@@ -159,7 +160,7 @@ def exchange_channels(weight: Tensor, groups: int) -> Tensor:
         Shape ``(out_channels, in_channels // groups, *kernel)``. The function is its own inverse.
 
     Example:
-        >>> exchange_channels(torch.zeros(6, 4, 3, 3), groups=2).shape
+        >>> units_first(torch.zeros(6, 4, 3, 3), groups=2).shape
         torch.Size([8, 3, 3, 3])
     """
     by_group = weight.view(groups, len(weight) // groups, *weight.shape[1:])
