@@ -1,6 +1,6 @@
-"""Constraints: what a weight may be, how a constraint goes onto a weight, and how it comes off.
+"""Constraints on weights, as parametrizations or by projection: how they are registered, recognized and removed.
 
-Stands on ``weights`` and ``theory`` alone. It knows nothing of activations, checkpoints or Lightning.
+This wing may use ``weights``, ``theory`` and ``compat`` alone: no activations, checkpoints or Lightning.
 """
 
 from lcw_lightning.constraints.constrain import constrain, constrained_weights

@@ -1,4 +1,4 @@
-"""Constraints on whole models: which weights, how they go on and come off."""
+"""Constrain the weights of whole models."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +33,7 @@ def constrain(
     exclude: Sequence[str] = (),
     method: Method = "parametrize",
 ) -> list[str]:
-    """Constrain the weights of ``model`` in place, starting from the values that are there.
+    """Constrain the weights of ``model`` in place, starting from their present values.
 
     Copies and pickles of the model stay constrained. With ``method="project"`` an ``lcw`` weight stays an ordinary
     parameter: its gradient is centred per unit as it accumulates, so before clipping and before DDP reduces, and the
@@ -63,8 +63,7 @@ def constrain(
 
     Raises:
         ValueError: Unknown kind or method, ``project`` for a kind that it cannot hold, a pattern that matches no
-            weight, a weight that several layers share, or that is constrained otherwise already. The model is then as
-            it was.
+            weight, a weight that several layers share or that has another constraint. The model is left unchanged.
 
     Warns:
         UserWarning: Weights of fan_in 1, for which zero is the only zero-sum value, were skipped (``lcw`` and ``cwn``).
@@ -90,7 +89,7 @@ def constrain(
 
 
 def with_fan_in_1(weights: Mapping[str, WeightRef], kind: Kind) -> list[str]:
-    """Return the names of weights of fan_in 1 if the kind makes units sum to zero: zero is the only value they have."""
+    """Return the names of the weights of fan_in 1, if the kind makes units sum to zero: their only value is zero."""
     if not PARAMETRIZATIONS[kind].sums_to_zero:
         return []
     with torch.no_grad():
@@ -113,10 +112,16 @@ def constrained_weights(model: nn.Module) -> dict[str, Kind]:
 def constrain_weights(
     model: nn.Module, weights: Mapping[str, WeightRef], kinds: Mapping[str, str], projected: Collection[str] = ()
 ) -> None:
-    """Constrain these weights of ``model``, each by its kind, some by projection, once it is known that all can be.
+    """Constrain weights of ``model``, each by its kind, after a check that all of them can be constrained.
+
+    Args:
+        model: Owner of the weights, searched for other owners of them.
+        weights: The weights to constrain.
+        kinds: The kind of each.
+        projected: The names of those to hold by projection.
 
     Raises:
-        ValueError: A weight that cannot be constrained, or that several layers share. The model is then as it was.
+        ValueError: A weight that cannot be constrained, or that several layers share. The model is left unchanged.
     """
     owners: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
@@ -136,7 +141,7 @@ def constrain_weights(
                 f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; leave {to_exclude} out."
             )
     for name, ref in weights.items():
-        if kind_of(ref) != "none":  # by now, as a module may stand in several places
+        if kind_of(ref) != "none":  # constrained by this loop, under another name of its module
             continue
         if name in projected:
             hold_zero_sum_(ref)

@@ -1,4 +1,4 @@
-"""Take constraints off: every weight becomes an ordinary parameter of the same value."""
+"""Remove constraints: every weight becomes an ordinary parameter of the same value."""
 
 from collections.abc import Collection
 
@@ -41,7 +41,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _fold_layer_(module: nn.Module) -> None:
-    # remove_parametrizations would take the property from the class, which a copy shares with the original.
+    # remove_parametrizations would delete the property from the class, which a copy shares with the original.
     parametrizations: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[union-attr, assignment]
     values = {
         name: nn.Parameter(
@@ -62,14 +62,14 @@ def _fold_layer_(module: nn.Module) -> None:
 def remove_constraints_(model: nn.Module, keep: Collection[str] = ()) -> None:
     """Make every constrained weight of ``model`` an ordinary parameter of the same value in place, but those to keep.
 
-    Copies of the model that were made before are of no use afterwards: torch lets them share the class from which it
-    takes the property.
+    Copies of the model that were made before do not work afterwards: they share their class with the model, and torch
+    deletes the weight's property from that class.
     """
     for ref in [ref for name, ref in named_weights(model).items() if name not in keep]:
         release_(ref)
         if kind_of(ref) != "none":
             parametrize.remove_parametrizations(ref.layer, ref.name)
             remove_plain_weight_hooks(ref.layer)
-            if ref.name in ref.layer._buffers:  # so torch leaves a frozen weight that was two tensors
+            if ref.name in ref.layer._buffers:  # where torch leaves a frozen weight of two originals
                 frozen = nn.Parameter(ref.layer._buffers.pop(ref.name), requires_grad=False)  # type: ignore[arg-type]
                 ref.layer.register_parameter(ref.name, frozen)

@@ -1,4 +1,4 @@
-"""The kinds of constraint by name, and which of them a weight is under."""
+"""The kinds of constraint by name, and the kind of a given weight."""
 
 from typing import Literal, cast, get_args
 
@@ -63,10 +63,10 @@ def computes_as_its_kind(ref: WeightRef) -> bool:
 
 
 def check_method(kind: str, method: str) -> None:
-    """Look whether a kind of constraint can be held by a method.
+    """Raise if a method cannot hold a kind of constraint.
 
     Raises:
-        ValueError: It cannot, or there is no such method.
+        ValueError: It cannot hold the kind, or there is no such method.
     """
     if method not in get_args(Method):
         raise ValueError(f"a constraint is held by the methods {', '.join(get_args(Method))}; got {method!r}.")

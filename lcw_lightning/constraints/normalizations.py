@@ -15,9 +15,9 @@ __all__ = ["CenteredWeightNorm", "SpectralNorm", "WeightNorm", "centered_weight_
 
 
 class WeightNorm(Constraint, TorchWeightNorm):
-    r"""Torch's own weight_norm, its units where those of the layer are: :math:`w_i = g_i v_i / \|v_i\|`.
+    r"""Torch's own weight_norm, by the output units of any layer type: :math:`w_i = g_i v_i / \|v_i\|`.
 
-    ``original0`` is g, one gain a unit, of a shape that broadcasts against the weight's; for a transposed convolution
+    ``original0`` is g, one gain per unit, of a shape that broadcasts against the weight's; for a transposed convolution
     with groups it is ``(groups, out_channels // groups, 1, ...)``. ``original1`` is v, of the weight's shape.
     """
 
@@ -32,22 +32,22 @@ class WeightNorm(Constraint, TorchWeightNorm):
 
     @override
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gains and directions for ``weight``; a unit that is zero has the gain 0 and some direction."""
+        """Return gains and directions for ``weight``; a zero unit gets the gain 0 and an arbitrary direction."""
         kernels = self.units_first(weight)
         plain = kernels.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
-        v = self.admit(plain)
+        v = self.project(plain)
         gains: Tensor = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-        # What lies below the resolution of the plain weight is rounding, not a direction.
+        # A norm below the resolution of the plain weight is rounding error and gives no direction.
         resolution = 4 * torch.finfo(plain.dtype).eps * torch.linalg.vector_norm(plain, dim=1, keepdim=True)
         is_zero = gains <= resolution
-        # Any direction lets the gain train, unless all its inputs are zero: this one uses them all, and sums to zero.
+        # With any direction the gain trains, unless all inputs that it uses are zero: this one uses all, and sums to 0.
         v = v.where(~is_zero, torch.linspace(-1, 1, v.shape[1], dtype=v.dtype, device=v.device))
         shape = (self.transposed_groups, -1) if self.transposed_groups else (-1, 1)
         gains = gains.masked_fill(is_zero, 0.0).view(*shape, *[1] * (weight.dim() - 2))
         return gains.to(weight.dtype), self.weight_layout(v.view(kernels.shape)).to(weight.dtype)
 
-    def admit(self, units: Tensor) -> Tensor:
-        """Return what of the units, a row each, their weights can be: all of it."""
+    def project(self, units: Tensor) -> Tensor:
+        """Project rows of units onto what the constraint can represent; here the identity."""
         return units
 
 
@@ -63,24 +63,24 @@ class CenteredWeightNorm(WeightNorm):
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
         """Return the weight for gains g and directions v."""
         kernels = self.units_first(weight_v)
-        centred = self.admit(kernels.flatten(1).to(torch.promote_types(weight_v.dtype, torch.float32)))
+        centred = self.project(kernels.flatten(1).to(torch.promote_types(weight_v.dtype, torch.float32)))
         gains = weight_g.view(-1, 1).to(centred.dtype)
         # Torch's fused kernel has neither forward derivatives nor a rule for vmap.
         units = centred * (gains / torch.linalg.vector_norm(centred, dim=1, keepdim=True))
         return self.weight_layout(units.view(kernels.shape).to(weight_v.dtype))
 
     @override
-    def admit(self, units: Tensor) -> Tensor:
-        """Return what of the units, a row each, their weights can be: all but each unit's mean."""
+    def project(self, units: Tensor) -> Tensor:
+        """Project rows of units onto what the constraint can represent: subtract each unit's mean."""
         return project_zero_sum(units)
 
 
 class SpectralNorm(Constraint, TorchSpectralNorm):
-    r"""Torch's own spectral_norm, of the matrix with a unit a row: its largest singular value is 1.
+    r"""Torch's own spectral_norm, of the matrix whose rows are units: its largest singular value is 1.
 
     ``original`` has the weight's shape. In training mode each use of the weight does one step of the power method, in
-    the buffers ``_u`` and ``_v``. Unlike in torch, no step is done while gradients are off: who only looks at the
-    weight, such as a monitor, does not alter the run.
+    the buffers ``_u`` and ``_v``. Unlike in torch, no step is done while gradients are off, so that reading the weight,
+    as a monitor does, leaves the run unchanged.
 
     Raises:
         ValueError: The weight is zero, which has no spectral norm to divide by.
@@ -92,7 +92,8 @@ class SpectralNorm(Constraint, TorchSpectralNorm):
         if not weight.is_meta and not weight.any():
             raise ValueError("spectral normalization divides by the norm of the weight, which is zero; draw it first.")
         kernels = units_first(weight, transposed_groups) if transposed_groups else weight
-        # The power method starts from random vectors: on a CPU the same in every run, and none of its own numbers.
+        # The power method starts from random vectors. The seed makes them equal in all runs on a CPU, and the random
+        # numbers of the run stay the same.
         with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.enable_grad():
             torch.default_generator.manual_seed(0)
             super().__init__(weight, transposed_groups, kernels.flatten(1))
@@ -101,7 +102,7 @@ class SpectralNorm(Constraint, TorchSpectralNorm):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight over its spectral norm."""
         kernels = self.units_first(weight)
-        # In half precision the power method would not find its vectors. The meta device has no autocast.
+        # In half precision the power method would not converge. The meta device has no autocast.
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             return self.weight_layout(super().forward(kernels.flatten(1)).view(kernels.shape))
 
@@ -117,9 +118,9 @@ def centered_weight_norm(module: nn.Module, name: str = "weight") -> nn.Module:
     .. math:: w_i = g_i \frac{v_i - \bar v_i}{\|v_i - \bar v_i\|}, \qquad \sum_j w_{ij} = 0, \quad \|w_i\| = |g_i|
 
     Units are those of :func:`~lcw_lightning.linearly_constrained`. The trained parameters are named as those of
-    :func:`torch.nn.utils.parametrizations.weight_norm`: ``module.parametrizations.weight.original0`` is g, one gain a
-    unit, ``original1`` is v, of the weight's shape. Weight decay acts on both, and so on the gains, not on the norm
-    that v happens to have.
+    :func:`torch.nn.utils.parametrizations.weight_norm`: ``module.parametrizations.weight.original0`` is g, one gain
+    per unit, ``original1`` is v, of the weight's shape. Weight decay acts on both g and v; the norm of the weight
+    follows g alone.
 
     **Initial value:** the zero-sum weight nearest to the present one, ``w - w.mean()`` per unit; its norm is the gain.
     A unit whose weights are all the same becomes zero: its gain is 0, and trains. Both parameters are new, so make the

@@ -31,8 +31,7 @@ def centre_units_(tensor: Tensor, transposed_groups: int = 0, spare_rounding: bo
         tensor: A weight, or a gradient, output units along dimension 0.
         transposed_groups: Groups of a transposed convolution, whose weight has shape
             ``(in_channels, out_channels // groups, *kernel)``; 0 for other layers.
-        spare_rounding: Units that were centred before stay as they are, bit for bit: those whose mean is below a
-            rounding of their root mean square, and of the sum.
+        spare_rounding: Leave units bit-identical whose sum is only rounding error, as after an earlier centring.
 
     Example:
         >>> rows = torch.tensor([[1.0, 7.0], [2.0, 4.0]])
@@ -74,7 +73,7 @@ def hold_zero_sum_(ref: WeightRef) -> None:
 
 
 def check_shards(ref: WeightRef) -> None:
-    """Look whether the units of a weight can be told apart where it is sharded.
+    """Raise if a weight is sharded so that its units cannot be told apart.
 
     Raises:
         ValueError: The weight is a sharded one of a grouped transposed convolution: a shard may hold parts of groups.
@@ -99,7 +98,7 @@ def release_(ref: WeightRef) -> None:
 
 
 def renew_projections_(model: nn.Module) -> None:
-    """Hold the weights again whose parameters were exchanged, as ``fully_shard`` does."""
+    """Hold projected weights again after other parameters took their places, as in ``fully_shard``."""
     for ref in named_weights(model).values():
         for holder in _holders(ref).values():
             holder(ref.layer)
@@ -114,7 +113,7 @@ class _CentredGradient:
         self.transposed_groups = transposed_groups
 
     def __call__(self, parameter: Tensor) -> None:
-        # With gradients under create_graph, so that a second derivative sees the centring.
+        # Under create_graph this is differentiable, so that a second derivative includes the centring.
         assert parameter.grad is not None
         centre_units_(parameter.grad, self.transposed_groups)
 
@@ -122,8 +121,8 @@ class _CentredGradient:
 _HOOKS: WeakValueDictionary[int, _CentredGradient] = WeakValueDictionary()
 """The hook of each parameter held by projection, by the parameter's id.
 
-The parameter alone owns its hook, so an entry goes with its parameter, before another can have its id. A weak reference
-to the parameter itself would do too, but with one torch refuses to convert sharded parameters.
+Only the parameter owns its hook, so that an entry goes with its parameter, before another can have the id. There is no
+weak reference to the parameter itself: torch refuses to convert sharded parameters that have one.
 """
 
 
@@ -161,8 +160,8 @@ def _centre_gradients_of(parameter: nn.Parameter, transposed_groups: int) -> Non
     hook = _CentredGradient(transposed_groups)
     trained = parameter.requires_grad
     parameter.requires_grad_()  # torch sets no hook on a frozen parameter, which may thaw later
-    # Runs before DDP reduces, and FSDP2 calls it for the shards. The gradient is the parameter's own by then, while
-    # that which a hook of register_hook sees may be another tensor's too, and must not change in place.
+    # Runs before DDP reduces; FSDP2 calls it for the shards. By then the gradient belongs to the parameter alone. A
+    # hook of register_hook sees a gradient that other tensors may share, and that must not change in place.
     hook.handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     parameter.requires_grad_(trained)
     _HOOKS[id(parameter)] = hook
@@ -182,15 +181,15 @@ def _centre_after_steps_of_every_optimizer() -> None:
         _ON_EVERY_OPTIMIZER.append(register_optimizer_step_post_hook(_centre_weights))
 
 
-# A compiled step, traced through, would see no hook on a parameter.
+# Traced as part of a compiled step, it would find no hooks.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def _centre_weights(optimizer: Optimizer, *_: Any) -> None:
-    # In every step: a count of steps would be missing in a plain checkpoint, after which the path would differ by bits.
+    # After every step, not every n-th: a plain checkpoint has no count of steps, so a resumed run would differ.
     for group in optimizer.param_groups:
         if isinstance(rate := group.get("lr"), float) and rate == 0:
-            continue  # torch.distributed.checkpoint makes optimizer state by such a step, after it has loaded weights
+            continue  # torch.distributed.checkpoint creates optimizer state by such a step, after it has loaded weights
         for parameter in group["params"]:
-            # Without a gradient no optimizer moves it, and a frozen weight stays bit for bit.
+            # Optimizers move no parameter without a gradient, so a frozen weight stays bit-identical.
             if parameter.grad is not None and (hook := _hook_of(parameter)):
                 centre_units_(parameter, hook.transposed_groups)

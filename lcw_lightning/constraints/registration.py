@@ -1,4 +1,4 @@
-"""How a constraint goes onto a layer, and how plain state dicts load into it."""
+"""Register a constraint on a layer, so that plain state dicts still load into it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,13 +25,13 @@ __all__ = [
 
 
 class Constraint(nn.Module):
-    """What all our parametrizations share: they know the shape of their weight, and where its units lie.
+    """Base class of our parametrizations: the shape of the weight, where its units lie, and facts about its values.
 
     Args:
         weight: The plain weight, output units along dimension 0.
         transposed_groups: Groups of a transposed convolution, whose weight has shape
             ``(in_channels, out_channels // groups, *kernel)``; 0 for other layers.
-        args: What the next class in line takes.
+        args: Arguments of the next class in the method resolution order.
     """
 
     sums_to_zero: ClassVar[bool] = False
@@ -69,7 +69,7 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
     weight = constrainable_parameter(module, name, kind)
     constraint = kind(weight.detach(), WeightRef(module, name).transposed_groups)
     if parametrize.is_parametrized(module):
-        # A copy shares its class with the original, which one more property would break.
+        # A copy shares its class with the original, which a further property would break.
         shared = type(module)
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     weight.grad = None  # it has the shape of the weight, not of its coordinates
@@ -116,7 +116,7 @@ def constrainable_parameter(
 
 
 def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
-    """Return by name the trained tensors of the weight nearest to ``weight`` that the constraint can hold."""
+    """Return, by name, the tensors to train for the nearest weight to ``weight`` that the constraint can represent."""
     originals = cast("Any", constraint).right_inverse(weight)
     if isinstance(originals, Sequence):
         return {f"original{number}": original for number, original in enumerate(originals)}
@@ -124,7 +124,7 @@ def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
 
 
 def remove_plain_weight_hooks(module: nn.Module) -> None:
-    """Take away from a layer whose weights are plain again what :func:`register_constraint` has put there."""
+    """Remove the hooks by which :func:`register_constraint` lets plain state dicts load into a layer."""
     hooks = hooks_before_load(module)
     for key, wrapped in list(hooks.items()):
         if getattr(wrapped.hook, "func", None) is _accept_plain_weight:
@@ -133,7 +133,7 @@ def remove_plain_weight_hooks(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any, name: str) -> None:
-    """Let a plain checkpoint load: its ``weight`` becomes what the constraint holds of it."""
+    """Replace a plain ``weight`` in a state dict by the tensors that the constraint trains."""
     plain = state_dict.get(prefix + name)
     if plain is None or not parametrize.is_parametrized(module, name):
         return

@@ -1,4 +1,4 @@
-"""Linearly constrained weights: the module given to :mod:`torch.nn.utils.parametrize`, and its verb."""
+"""Linearly constrained weights: a parametrization, and the function that registers it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +56,7 @@ class ZeroSum(Constraint):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZeroSum":
-        # The original is a matrix, which has no memory format to change: a small weight tells what is asked for.
+        # The original is a matrix and has no memory format to change: a small weight shows which format fn gives.
         probe = torch.empty([2] * len(self.weight_shape)).to(memory_format=self.memory_format)
         self.memory_format = _memory_format(fn(probe))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -96,7 +96,8 @@ def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
     **Initial value:** the zero-sum weight nearest to the present one, ``w - w.mean()`` per unit. The Parameter object
     stays the same one, so an optimizer made earlier, but not yet stepped, trains it. Later assignments
     ``module.weight = w`` are projected likewise, and a state dict with a plain ``weight`` loads. Functions that write
-    into ``module.weight``, as those of ``torch.nn.init``, write into a computed tensor and change nothing: draw first.
+    into ``module.weight``, as those of ``torch.nn.init``, write into a computed tensor and change nothing: call them
+    first.
     A weight that another module shares becomes coordinates there too; :func:`~lcw_lightning.constrain` refuses those.
 
     Args:
@@ -122,6 +123,6 @@ def linearly_constrained(module: nn.Module, name: str = "weight") -> nn.Module:
 
 def _memory_format(weight: Tensor) -> torch.memory_format:
     channels_last = CHANNELS_LAST.get(weight.dim(), torch.contiguous_format)
-    if weight.is_contiguous():  # such as a kernel of one number, which has every format
+    if weight.is_contiguous():  # such as a 1 x 1 kernel, which has every format
         return torch.contiguous_format
     return channels_last if weight.is_contiguous(memory_format=channels_last) else torch.contiguous_format

@@ -14,9 +14,9 @@ from lcw_lightning.theory.zero_sum import HALF, embed_zero_sum, shear, zero_sum_
 
 __all__ = ["zero_sum_weight"]
 
-ORDINARY = (Tensor, nn.Parameter)  # what else one traces or shards is of another type
+ORDINARY = (Tensor, nn.Parameter)  # tensors that are traced or sharded have other types
 SMALL = 2**17
-"""Numbers in a weight that stays in a core's cache: there each operation costs more than another pass."""
+"""Elements of the largest weight that stays in a core's cache, where an operation costs more than a memory pass."""
 
 
 def zero_sum_weight(
@@ -24,8 +24,8 @@ def zero_sum_weight(
 ) -> Tensor:
     """Return :func:`~lcw_lightning.theory.zero_sum.embed_zero_sum` of ``v`` in a weight's shape and layout.
 
-    Derivatives of any order, forward derivatives, the transforms of :mod:`torch.func` and ``torch.compile`` work: what
-    traces or transforms gets plain operations, all else one autograd function.
+    Derivatives of any order, forward derivatives, the transforms of :mod:`torch.func` and ``torch.compile`` work: under
+    tracing and transforms the map is plain operations, otherwise one autograd function.
 
     Args:
         v: Coordinates, shape ``(units, fan_in - 1)``.
@@ -47,7 +47,7 @@ def zero_sum_weight(
 
 
 class _Embedding(Function):
-    # Without setup_context, which costs Python time in each call; the transforms that need it do not come here.
+    # Without setup_context, which costs Python time in each call; transforms need it, but take plain operations.
     @staticmethod
     @override
     def forward(ctx: Any, v: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _embed(v: Tensor) -> Tensor:
 
 @lru_cache
 def _constants(units: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a column of zeros, and what each entry of a unit gets of the sum of ``v``."""
+    """Return a column of zeros, and the factor by which each entry of a unit adds the sum of ``v``."""
     directions = torch.full((m,), -shear(m), dtype=dtype, device="cpu")
     directions[0] = -1 / math.sqrt(m)
     return torch.zeros(units, 1, dtype=dtype, device="cpu"), directions

@@ -1,4 +1,4 @@
-"""Weights: which layers hold them, where their units lie, how they are chosen by name and put back as they were.
+"""Weights: which layers hold them, where their units lie, how they are selected by name and restored.
 
-The ground floor: it knows torch alone.
+This wing is on the lowest floor and may use torch alone.
 """

@@ -6,7 +6,7 @@ __all__ = ["is_initialized", "mark_initialized"]
 
 
 def mark_initialized(model: nn.Module) -> None:
-    """Say that the weights of ``model`` are not freshly drawn: they were rescaled, trained or loaded."""
+    """Mark the weights of ``model`` as rescaled, trained or loaded, and so no longer freshly drawn."""
     vars(model)["_lcw_initialized"] = True
 
 

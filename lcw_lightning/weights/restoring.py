@@ -1,4 +1,4 @@
-"""Put a network back as it was, whatever happened to it meanwhile."""
+"""Restore a network after a block of code that changes it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restored(network: nn.Module) -> Iterator[None]:
-    """Put weights, gradients, buffers and random number generators back at the end, bit for bit, error or not.
+    """Restore weights, gradients, buffers and random number generators at the end, bit for bit, also after an error.
 
     Parameters are the same objects in the same memory as before.
 

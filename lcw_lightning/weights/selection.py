@@ -1,4 +1,4 @@
-"""Globs that choose weights by name, and messages that help when they choose none."""
+"""Select weights by globs on their names, with messages that help when nothing matches."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ def select_weights(
     """Return the :func:`named_weights` that match a glob of ``include`` and none of ``exclude``.
 
     Raises:
-        ValueError: A string in place of a list, a pattern that matches no weight, or nothing is left.
+        ValueError: A string in place of a list, a pattern that matches no weight, or no weight is left.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2))

@@ -1,4 +1,4 @@
-"""Which layers hold weights that can be constrained, and where their output units and input channels lie."""
+"""Layers with weights that can be constrained, and the layout of their output units and input channels."""
 
 import math
 from fnmatch import fnmatchcase
@@ -28,11 +28,11 @@ WEIGHT_NAMES: dict[type[nn.Module], str] = {
     nn.RNNCellBase: "weight_*",
     nn.MultiheadAttention: "*_proj_weight",
 }
-"""Glob of the names of the weights that a layer type holds: all but embeddings, norms and biases."""
+"""Glob of the names of a layer type's weights. Embeddings, norms and biases are left out."""
 
 
 class WeightRef(NamedTuple):
-    """A weight by its owner and attribute name.
+    """A weight, given by its layer and attribute name.
 
     A unit is a row of a weight matrix (of a Linear, of a gate, of a query), a slice of a Bilinear weight, or the
     kernel of one output channel over the input channels of its group (paper, Section 3.2): ``fan_in`` numbers.
@@ -50,8 +50,8 @@ class WeightRef(NamedTuple):
     def is_observable(self) -> bool:
         """Whether the layer is called to map one input by this weight, so that hooks on it see both sides.
 
-        So it is for Linear and convolutions. Recurrent layers keep their inner states to themselves, and attention
-        reads its output projection without calling it.
+        True for Linear and convolutions. Recurrent layers do not expose their inner states, and attention reads its
+        output projection without calling it.
         """
         called = not isinstance(self.layer, NonDynamicallyQuantizableLinear)
         return called and isinstance(self.layer, tuple(SPATIAL_DIMS))
@@ -69,7 +69,7 @@ class WeightRef(NamedTuple):
 
     @property
     def units(self) -> Tensor:
-        """The weight as a matrix with a row a unit, shape ``(num_units, fan_in)``."""
+        """The weight as a matrix with one row per unit, shape ``(num_units, fan_in)``."""
         groups = self.transposed_groups
         return (units_first(self.value, groups) if groups else self.value).flatten(1)
 
@@ -90,12 +90,12 @@ class WeightRef(NamedTuple):
 
     @property
     def channel_dim(self) -> int:
-        """Where inputs and outputs of an observable layer hold their channels, counted from the end, batched or not."""
+        """Dimension of channels in inputs and outputs of an observable layer, counted from the end, batched or not."""
         return -1 - next(dims for kind, dims in SPATIAL_DIMS.items() if isinstance(self.layer, kind))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What an optimizer trains: the weight itself, or its parametrization's originals."""
+        """The parameters that an optimizer trains: the weight itself, or the originals of its parametrization."""
         originals = f"parametrizations.{self.name}."
         named = self.layer.named_parameters()
         return [parameter for name, parameter in named if name == self.name or name.startswith(originals)]
@@ -104,8 +104,8 @@ class WeightRef(NamedTuple):
     def assign_(self, value: Tensor) -> None:
         """Write the weight in place, through the right inverse of its parametrization where it has one.
 
-        Torch's own ``layer.weight = value`` exchanges the storage of the original, after which DDP waits forever for
-        its gradient.
+        Torch's own ``layer.weight = value`` replaces the storage of the original, after which DDP waits forever for its
+        gradient.
 
         Raises:
             ValueError: A parametrization that has no right inverse.
@@ -131,7 +131,7 @@ class WeightRef(NamedTuple):
         """Repeat a value of each input channel over the kernel, for every unit that sees the channel.
 
         Args:
-            per_channel: One value an input channel of an observable layer, shape ``(num_channels,)``.
+            per_channel: One value per input channel of an observable layer, shape ``(num_channels,)``.
 
         Returns:
             Shape ``(num_units, fan_in)``, or ``(1, fan_in)`` without groups: broadcasts against :attr:`units`.
@@ -141,7 +141,7 @@ class WeightRef(NamedTuple):
         return groups if len(groups) == 1 else groups.repeat_interleave(self.num_units // len(groups), dim=0)
 
     def expand_to_weight(self, per_unit: Tensor) -> Tensor:
-        """Shape a value of each unit, or one for all, so that it broadcasts against :attr:`value`."""
+        """Reshape one value per unit, or one for all units, to broadcast against :attr:`value`."""
         column, groups = per_unit.view(-1, *[1] * (self.value.dim() - 1)), self.transposed_groups
         if not groups or len(per_unit) == 1:
             return column
@@ -150,7 +150,7 @@ class WeightRef(NamedTuple):
 
 
 def units_first(weight: Tensor, groups: int) -> Tensor:
-    """Turn a transposed convolution's weight into that of a convolution with a unit a row, and back.
+    """Return a transposed convolution's weight in the layout of a convolution, with units along dimension 0.
 
     Args:
         weight: Shape ``(in_channels, out_channels // groups, *kernel)``.
@@ -172,7 +172,8 @@ def named_weights(model: nn.Module, remove_duplicate: bool = True) -> dict[str, 
 
     These are the weights of Linear, Bilinear, convolutions and transposed convolutions (grouped and depthwise too),
     the input and recurrent weights of RNN, LSTM, GRU and their cells, and the projections of MultiheadAttention.
-    Embeddings and norms are left out. A module in several places has its first name, without ``remove_duplicate`` all.
+    Embeddings and norms are left out. A module in several places has its first name, or all with
+    ``remove_duplicate=False``.
 
     Example:
         >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GRUCell(3, 2))))
