@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.parametrizations import _WeightNorm as TorchWeightNorm
@@ -28,8 +28,10 @@ __all__ = [
     "flat_weight_names",
     "hooks_after_load",
     "hooks_before_load",
+    "is_compiled_here",
     "is_made_by_cli",
     "is_transformed",
+    "is_view",
     "module_versions",
     "option",
     "starts_processes",
@@ -40,6 +42,17 @@ __all__ = [
 
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether a transform of torch.func, such as vmap, runs."""
+
+is_view: Callable[[Tensor], bool] = Tensor._is_view
+"""Whether a tensor is a view of another in the autograd graph."""
+
+
+def is_compiled_here(module: nn.Module) -> bool:
+    """Return whether this very module, not a part of it, is compiled: in place, by a wrapper or by Lightning."""
+    from torch._dynamo import OptimizedModule
+
+    in_place = module._compiled_call_impl is not None
+    return in_place or isinstance(module, OptimizedModule) or getattr(module, "_compiler_ctx", None) is not None
 
 
 def clear_cached_weights() -> None:

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.utilities.compile import from_compiled
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -18,6 +19,27 @@ def test_transforms_of_torch_func_are_seen():
     torch.vmap(lambda x: (seen.append(compat.is_transformed()), x)[1])(torch.ones(2))
     assert seen == [True]
     assert not compat.is_transformed()
+
+
+def test_a_view_is_known_as_one():
+    tensor = torch.ones(2, 3)
+    assert compat.is_view(tensor.view(6))
+    assert not compat.is_view(tensor.view(6).clone())
+
+
+def compiled_in_place(module):
+    module.compile()
+    return module
+
+
+def compiled_by_lightning(module):
+    return from_compiled(torch.compile(module))
+
+
+@pytest.mark.parametrize("compiled", [compiled_in_place, torch.compile, compiled_by_lightning])
+def test_a_compiled_module_is_known_as_one(compiled):
+    assert compat.is_compiled_here(compiled(BoringModel()))
+    assert not compat.is_compiled_here(BoringModel())
 
 
 def test_weight_norm_multiplies_unit_vectors_by_gains():

@@ -4,7 +4,8 @@ from contextlib import ExitStack
 
 import torch
 from torch import nn
-from torch._dynamo import OptimizedModule
+
+from lcw_lightning.compat import is_compiled_here
 
 __all__ = ["eager_mode", "is_compiled"]
 
@@ -37,6 +38,4 @@ eager_mode = _EagerMode()
 
 def is_compiled(model: nn.Module) -> bool:
     """Return whether torch has compiled ``model`` or a part of it, in place or in a wrapper."""
-    by_lightning = getattr(model, "_compiler_ctx", None) is not None
-    wrapped = any(isinstance(part, OptimizedModule) for part in model.modules())
-    return by_lightning or wrapped or any(part._compiled_call_impl is not None for part in model.modules())
+    return any(map(is_compiled_here, model.modules()))

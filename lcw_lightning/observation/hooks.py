@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lcw_lightning.compat import is_view
 from lcw_lightning.observation.compiled import eager_mode
 
 __all__ = ["Observer", "Quantity", "observe"]
@@ -92,7 +93,7 @@ class _Hooks:
         if not (isinstance(first, Tensor) and first.is_floating_point()):
             return None
         self.observer(name, "preactivation", first.detach())
-        if first._is_view() and first.requires_grad:
+        if is_view(first) and first.requires_grad:
             # Hooks on a view are lost when a later layer, such as ReLU(inplace=True), changes it in place.
             first = first.clone()
             output = _with_first(output, first)
