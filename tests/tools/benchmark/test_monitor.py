@@ -21,7 +21,7 @@ def test_steps_are_sorted_by_what_the_monitor_did():
 
 
 def test_a_sample_that_the_monitor_draws_counts_as_drawn(monkeypatch):
-    monkeypatch.setattr(monitor, "DRAWN", (0, 2))
+    monkeypatch.setattr(monitor, "PLOTTED_SAMPLES", (0, 2))
     seconds = dict.fromkeys(range(1, 60), 1.0) | {20: 5.0}
     assert ("sampled and drawn", 5.0) in monitor.by_kind(seconds)
 
