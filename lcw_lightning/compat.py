@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.parametrizations import _WeightNorm as TorchWeightNorm
@@ -26,12 +27,15 @@ __all__ = [
     "clear_cached_weights",
     "end_fit",
     "flat_weight_names",
+    "global_module_hooks",
     "hooks_after_load",
     "hooks_before_load",
+    "is_cached",
     "is_compiled_here",
     "is_made_by_cli",
     "is_transformed",
     "is_view",
+    "module_hooks",
     "module_versions",
     "option",
     "starts_processes",
@@ -55,9 +59,29 @@ def is_compiled_here(module: nn.Module) -> bool:
     return in_place or isinstance(module, OptimizedModule) or getattr(module, "_compiler_ctx", None) is not None
 
 
+def is_cached() -> bool:
+    """Return whether a block of :func:`torch.nn.utils.parametrize.cached` runs."""
+    return parametrize._cache_enabled > 0
+
+
 def clear_cached_weights() -> None:
     """Clear the cache of :func:`torch.nn.utils.parametrize.cached`."""
     parametrize._cache.clear()
+
+
+global_module_hooks: Callable[[], bool] = _has_any_global_hook
+"""Whether hooks on the calls of all modules are registered."""
+
+
+def module_hooks(module: nn.Module) -> bool:
+    """Return whether hooks on the calls of this module are registered, or it is compiled in place."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or module._compiled_call_impl
+    )
 
 
 def hooks_before_load(module: nn.Module) -> dict[int, Any]:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lcw_lightning.compat import without_flat_weights
+from lcw_lightning.constraints.weight_access import read_directly
 
 __all__ = ["detached_copy", "make_copyable"]
 
@@ -74,5 +75,6 @@ def _blank(plain: type[nn.Module], names: Sequence[str]) -> nn.Module:
     for name in names:
         layer.register_parameter(name, nn.Parameter(torch.empty(0)))
         parametrize.register_parametrization(layer, name, nn.Identity())
+        read_directly(layer, name)
     make_copyable(layer)
     return layer

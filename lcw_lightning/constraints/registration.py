@@ -13,6 +13,7 @@ from typing_extensions import override
 from lcw_lightning.compat import hooks_before_load
 from lcw_lightning.constraints.copying import make_copyable
 from lcw_lightning.constraints.projection import is_projected
+from lcw_lightning.constraints.weight_access import read_directly
 from lcw_lightning.weights.weight_ref import WeightRef, units_first
 
 __all__ = [
@@ -75,6 +76,7 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
     weight.grad = None  # it has the shape of the weight, not of its coordinates
     parametrize.register_parametrization(module, name, constraint)
     module.register_load_state_dict_pre_hook(partial(_accept_plain_weight, name=name))  # type: ignore[no-untyped-call]
+    read_directly(module, name)
     make_copyable(module)
     return module
 

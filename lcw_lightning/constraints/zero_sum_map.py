@@ -42,7 +42,13 @@ def zero_sum_weight(
     if is_transformed():  # where tensors have no memory format
         return embed_zero_sum(v).view(shape)
     is_traced = torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    w: Tensor = embed_zero_sum(v) if is_traced or type(v) not in ORDINARY else _Embedding.apply(v)
+    w: Tensor
+    if is_traced or type(v) not in ORDINARY:
+        w = embed_zero_sum(v)
+    elif _is_small(v) and not torch.is_grad_enabled():
+        w = _embed(v)  # without the call of an autograd function, which takes as long as an operation
+    else:
+        w = _Embedding.apply(v)
     return w if len(shape) == 2 else w.view(shape).contiguous(memory_format=memory_format)
 
 
@@ -64,11 +70,15 @@ class _Embedding(Function):
         return embed_zero_sum(tangent)
 
 
+def _is_small(v: Tensor) -> bool:
+    return v.numel() <= SMALL and v.is_cpu
+
+
 def _embed(v: Tensor) -> Tensor:
     if v.dtype in HALF:
         return embed_zero_sum(v)
     m = v.shape[1] + 1
-    if v.numel() <= SMALL and v.is_cpu:
+    if _is_small(v):
         zeros, directions = _constants(v.shape[0], m, v.dtype)
         return torch.cat((zeros, v), 1).addcmul_(v.sum(1, keepdim=True), directions)
     w = v.new_empty((v.shape[0], m))
