@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from lcw_lightning.cli import main
+from lcw_lightning.weights.weight_ref import named_weights
+
+pytest_plugins = ["tests.projects", "tests.ranks"]
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits_mlp50.yaml")
 SMALL = ["--model.network.depth=3", "--model.network.width=16", "--trainer.max_epochs=2"]
@@ -44,6 +47,18 @@ def _no_command_line():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["lcw"])
         yield
+
+
+@pytest.fixture(scope="session")
+def residual():
+    """Return a function of a module: the largest sum of a unit's weights, over their norm, of all or named weights."""
+
+    def largest(module, names=None):
+        weights = named_weights(module)
+        units = (weights[name].units.detach().double() for name in (weights if names is None else names))
+        return torch.cat([rows.sum(1).abs() / rows.norm(dim=1) for rows in units]).max().item()
+
+    return largest
 
 
 @pytest.fixture(scope="session")

@@ -1,155 +1,81 @@
-"""A Lightning project that was never written for this one."""
-
-from functools import cache
-from importlib import import_module
-from pathlib import Path
+"""What the tests of several callbacks share."""
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftMonitor
+from lcw_lightning import ConstraintCallback, MinibatchInitCallback, ShiftedReLU, ShiftMonitor
 from lcw_lightning.observation.statistics import Statistic
-from lcw_lightning.weights.weight_ref import named_weights
-
-# What Lightning says about the project itself: its DataLoader has no workers, fit gets no validation data, and a
-# checkpoint is loaded without the ModelCheckpoint that wrote it.
-ADVICE = [
-    "ignore:.*does not have many workers",
-    "ignore:You defined a `validation_step` but have no",
-    "ignore:Be aware that when using `ckpt_path`",
-]
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            for advice in ADVICE:
-                item.add_marker(pytest.mark.filterwarnings(advice))
+class Snapshots(Callback):
+    """Keeps the weights as they are after each backward pass, before the optimizer steps."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.states.append({key: value.clone() for key, value in pl_module.state_dict().items()})
 
 
-class Body(nn.Sequential):
-    """Has a forward of its own: torch 2.6 compiles no module that is made of torch's own code alone."""
+class Adversaries(LightningModule):
+    """A GAN: two networks, two optimizers, stepped by hand."""
 
-    def forward(self, inputs):
-        for layer in self:
-            inputs = layer(inputs)
-        return inputs
-
-
-class Project:
-    """A LightningModule but for its base; builds its layers where ``build_in`` says; batches are (inputs, labels)."""
-
-    def __init__(self, build_in="__init__", optimizer_kwargs=None):
+    def __init__(self):
         super().__init__()
-        self.build_in = build_in
-        self.optimizer_kwargs = optimizer_kwargs or {"lr": 0.1, "momentum": 0.9}
-        if build_in == "__init__":
-            self.build()
-
-    def build(self):
-        if not hasattr(self, "body"):
-            torch.manual_seed(1)
-            self.body = Body(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 16), nn.Sigmoid())
-            self.head = nn.Linear(16, 3)
-
-    def forward(self, inputs):
-        return self.head(self.body(inputs))
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(4, 16), nn.Sigmoid(), nn.Linear(16, 8))
+        self.critic = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 1))
 
     def training_step(self, batch, batch_idx):
-        inputs, labels = batch
-        return nn.functional.cross_entropy(self(inputs), labels)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.training_step(batch, batch_idx))
-
-    def test_step(self, batch, batch_idx):
-        self.log("test_loss", self.training_step(batch, batch_idx))
-
-    def predict_step(self, batch, batch_idx):
-        return self(batch[0])
+        for optimizer, sign in zip(self.optimizers(), (1, -1), strict=True):
+            self.toggle_optimizer(optimizer)
+            fake = self.critic(self.generator(torch.randn(len(batch[0]), 4))).mean()
+            self.manual_backward(sign * (self.critic(batch[0]).mean() - fake))
+            optimizer.step()
+            optimizer.zero_grad()
+            self.untoggle_optimizer(optimizer)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), **self.optimizer_kwargs)
-
-
-class BuiltInSetup(Project):
-    def setup(self, stage):
-        self.build()
-
-
-class BuiltInConfigureModel(Project):
-    def configure_model(self):
-        self.build()
-
-
-PROJECTS = {"__init__": Project, "setup": BuiltInSetup, "configure_model": BuiltInConfigureModel}
+        return [torch.optim.Adam(network.parameters(), lr=0.01) for network in (self.generator, self.critic)]
 
 
 @pytest.fixture
-def lightning(request):
-    """The package that projects and trainers come from: lightning.pytorch, unless a test says pytorch_lightning."""
-    return import_module(getattr(request, "param", "lightning.pytorch"))
-
-
-@cache
-def project_class(build_in, lightning):
-    """Return the project as a LightningModule of the package; pickle finds the class by its qualified name."""
-    project = PROJECTS[build_in]
-    made = type(project.__name__, (project, lightning.LightningModule), {"__module__": __name__})
-    made.__qualname__ = f"{project.__name__}_{lightning.__name__.replace('.', '_')}"
-    globals()[made.__qualname__] = made
-    return made
+def adversaries():
+    torch.manual_seed(1)
+    return Adversaries()
 
 
 @pytest.fixture
-def make_project(lightning):
-    """Return a function that makes the project, its layers built in the named hook."""
+def make_snapshots():
+    """Return a function that makes the callback which keeps the weights that each step trains."""
+    return Snapshots
 
-    def make(build_in="__init__", **kwargs):
-        return project_class(build_in, lightning)(build_in, **kwargs)
+
+@pytest.fixture
+def first_batch(loader):
+    return next(iter(loader))[0]
+
+
+@pytest.fixture
+def make_sparse(make_project):
+    """Return a function that makes the project with a sparse activation in place of its sigmoid."""
+
+    def make(*args, **kwargs):
+        project = make_project(*args, **kwargs)
+        build = project.build
+
+        def build_sparse():
+            build()
+            project.body[1] = project.body[3] = ShiftedReLU(0.3)
+
+        project.build = build_sparse
+        if hasattr(project, "body"):
+            build_sparse()
+        return project
 
     return make
-
-
-@pytest.fixture
-def loader():
-    torch.manual_seed(2)
-    return DataLoader(TensorDataset(0.5 + torch.randn(64, 8), torch.randint(3, (64,))), batch_size=16)
-
-
-@pytest.fixture
-def make_trainer(lightning, tmp_path):
-    """Return a function that makes a quiet CPU trainer."""
-
-    def make(*callbacks, **kwargs):
-        settings = {
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "default_root_dir": tmp_path,
-        } | kwargs
-        return lightning.Trainer(
-            callbacks=list(callbacks),
-            accelerator="cpu",
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **settings,
-        )
-
-    return make
-
-
-@pytest.fixture
-def residual():
-    """Return a function of a module: the largest sum of a unit's weights, over their norm, of all weights."""
-
-    def largest(module):
-        units = [ref.units.detach().double() for ref in named_weights(module).values()]
-        return max((rows.sum(1).abs() / rows.norm(dim=1)).max().item() for rows in units)
-
-    return largest
 
 
 @pytest.fixture

@@ -11,13 +11,9 @@ hooks = pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_mod
 both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
 
-def residual(layer):
-    return (layer.weight.sum(1).abs() / layer.weight.norm(dim=1)).max()
-
-
 @both
 @hooks
-def test_fit_trains_zero_sum_weights_wherever_layers_are_built(build_in, make_project, make_trainer, loader):
+def test_fit_trains_zero_sum_weights_wherever_layers_are_built(residual, build_in, make_project, make_trainer, loader):
     project = make_project(build_in)
     make_trainer(ConstraintCallback()).fit(project, loader)
     assert constrained_weights(project) == ALL
@@ -200,7 +196,7 @@ def test_a_constrained_weight_that_no_optimizer_holds_is_an_error(make_project, 
         make_trainer(ConstraintCallback()).fit(project, loader)
 
 
-def test_a_frozen_weight_needs_no_optimizer(make_project, make_trainer, loader):
+def test_a_frozen_weight_needs_no_optimizer(residual, make_project, make_trainer, loader):
     project = make_project()
     project.head.requires_grad_(False)
     project.configure_optimizers = lambda: torch.optim.SGD(project.body.parameters(), lr=0.1)

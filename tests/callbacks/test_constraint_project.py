@@ -242,33 +242,10 @@ def test_a_backbone_that_thaws_is_constrained(first, residual, make_trainer, loa
     assert residual(module) < 1e-6
 
 
-class Adversaries(LightningModule):
-    """Two optimizers stepped by hand, the second without a gradient of the first."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-        self.generator = nn.Sequential(nn.Linear(4, 16), nn.Sigmoid(), nn.Linear(16, 8))
-        self.critic = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 1))
-
-    def training_step(self, batch, batch_idx):
-        for optimizer, sign in zip(self.optimizers(), (1, -1), strict=True):
-            self.toggle_optimizer(optimizer)
-            fake = self.critic(self.generator(torch.randn(len(batch[0]), 4))).mean()
-            self.manual_backward(sign * (self.critic(batch[0]).mean() - fake))
-            optimizer.step()
-            optimizer.zero_grad()
-            self.untoggle_optimizer(optimizer)
-
-    def configure_optimizers(self):
-        return [torch.optim.Adam(network.parameters(), lr=0.01) for network in (self.generator, self.critic)]
-
-
-def test_two_optimizers_stepped_by_hand(residual, make_trainer, loader):
-    module = Adversaries()
-    make_trainer(project_method(), MinibatchInitCallback()).fit(module, loader)
-    assert residual(module) < 1e-6
-    assert len(constrained_weights(module)) == 4
+def test_two_optimizers_stepped_by_hand(adversaries, residual, make_trainer, loader):
+    make_trainer(project_method(), MinibatchInitCallback()).fit(adversaries, loader)
+    assert residual(adversaries) < 1e-6
+    assert len(constrained_weights(adversaries)) == 4
 
 
 AVERAGING = {

@@ -25,46 +25,24 @@ def test_the_learning_rate_finder_says_what_it_tries_and_finds_a_rate(residual, 
     assert not torch.equal(project.head.bias, make_project().head.bias)
 
 
-class Adversaries(LightningModule):
-    """A GAN: two networks, two optimizers, stepped by hand."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-        self.generator = nn.Sequential(nn.Linear(4, 16), nn.Sigmoid(), nn.Linear(16, 8))
-        self.critic = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 1))
-
-    def training_step(self, batch, batch_idx):
-        for optimizer, sign in zip(self.optimizers(), (1, -1), strict=True):
-            self.toggle_optimizer(optimizer)
-            fake = self.critic(self.generator(torch.randn(len(batch[0]), 4))).mean()
-            self.manual_backward(sign * (self.critic(batch[0]).mean() - fake))
-            optimizer.step()
-            optimizer.zero_grad()
-            self.untoggle_optimizer(optimizer)
-
-    def configure_optimizers(self):
-        return [torch.optim.Adam(network.parameters(), lr=0.01) for network in (self.generator, self.critic)]
-
-
-def test_adversaries_with_two_optimizers_stepped_by_hand(residual, ours, logged, make_trainer, loader):
-    torch.manual_seed(1)
-    module = Adversaries()
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    make_trainer(*ours(), **logged).fit(module, loader)
-    assert residual(module) < 1e-6
-    assert set(constrained_weights(module)) == set(named_weights(module))
+def test_adversaries_with_two_optimizers_stepped_by_hand(adversaries, residual, ours, logged, make_trainer, loader):
+    before = {key: value.clone() for key, value in adversaries.state_dict().items()}
+    make_trainer(*ours(), **logged).fit(adversaries, loader)
+    assert residual(adversaries) < 1e-6
+    assert set(constrained_weights(adversaries)) == set(named_weights(adversaries))
     assert all(
-        module.state_dict()[key].shape != value.shape or not torch.equal(module.state_dict()[key], value)
+        adversaries.state_dict()[key].shape != value.shape or not torch.equal(adversaries.state_dict()[key], value)
         for key, value in before.items()
-        if key in module.state_dict()
+        if key in adversaries.state_dict()
     )
 
 
-def test_a_frozen_networks_biases_stay_while_a_toggled_ones_become_zero(make_trainer, loader):
-    module, seen = Adversaries(), {}
-    module.on_before_optimizer_step = lambda optimizer: seen.setdefault("critic", module.critic[0].bias.clone())
-    make_trainer(MinibatchInitCallback()).fit(module, loader)
+def test_a_frozen_networks_biases_stay_while_a_toggled_ones_become_zero(adversaries, make_trainer, loader):
+    seen = {}
+    adversaries.on_before_optimizer_step = lambda optimizer: seen.setdefault(
+        "critic", adversaries.critic[0].bias.clone()
+    )
+    make_trainer(MinibatchInitCallback()).fit(adversaries, loader)
     assert not seen["critic"].any()  # in the generator's turn the critic requires no gradient
 
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lcw_lightning.cli import main
 
-SCRIPT = Path(__file__).with_name("recorded_lcw.py")
+SCRIPT = Path(__file__).with_name("rank_results.py")
 TWO_RANKS = ["--data.batch_size=64", "--trainer.strategy=ddp"]
 # Where the loss jumps differences are multiplied by hundreds: with this seed it does not in the first epochs.
 CALM = ["--seed_everything=3"]
@@ -22,13 +22,13 @@ def arguments(folder, *flags):
     config = Path(__file__).parents[2] / "configs" / "digits_mlp50.yaml"
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     quiet += ["--shift_monitor.figures=false"]
-    recorder = ["--trainer.callbacks=recorded_lcw.Recorder", f"--trainer.callbacks.folder={folder}"]
+    kept = ["--trainer.callbacks=rank_results.RankResults", f"--trainer.callbacks.folder={folder}"]
     folder.mkdir()
-    return ["fit", "--config", str(config), *quiet, *recorder, f"--trainer.default_root_dir={folder}", *flags]
+    return ["fit", "--config", str(config), *quiet, *kept, f"--trainer.default_root_dir={folder}", *flags]
 
 
-def records(folder):
-    """What the Recorder of each rank wrote."""
+def results(folder):
+    """What RankResults of each rank wrote."""
     return [torch.load(path) for path in sorted(folder.glob("rank*.pt"))]
 
 
@@ -54,8 +54,8 @@ def bit_equal(state, other):
 
 def loss_differences(folder):
     """The largest difference of a step's loss between one process and two, epoch by epoch."""
-    (one,) = records(folder / "one")
-    first, second = records(folder / "two")
+    (one,) = results(folder / "one")
+    first, second = results(folder / "two")
     differences = one["losses"] - (first["losses"] + second["losses"]) / 2
     return differences.abs().view(-1, 11).amax(dim=1)
 
@@ -67,17 +67,17 @@ def trained(once):
 
 @pytest.mark.parametrize("moment", ["initial", "final"])
 def test_ranks_hold_bit_equal_weights(moment, trained):
-    first, second = (record[moment] for record in records(trained / "two"))
+    first, second = (rank[moment] for rank in results(trained / "two"))
     assert bit_equal(first, second)
 
 
 def test_ranks_see_different_halves_of_the_batch(trained):
-    first, second = (record["losses"] for record in records(trained / "two"))
+    first, second = (rank["losses"] for rank in results(trained / "two"))
     assert (first != second).all()
 
 
 def test_two_ranks_initialize_as_one_process_does(trained):
-    one, two = (records(trained / name)[0]["initial"] for name in ("one", "two"))
+    one, two = (results(trained / name)[0]["initial"] for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
 
 
@@ -106,7 +106,7 @@ def test_what_one_process_and_two_differ_by_is_rounding(tmp_path):
         flags = [*CALM, "--trainer.max_epochs=20", f"--trainer.precision={precision}"]
         differences[precision] = loss_differences(train_on_one_and_two(tmp_path / precision, *flags))
         sys.stdout.write(f"{precision}: {[f'{value:.1e}' for value in differences[precision].tolist()]}\n")
-        first, second = records(tmp_path / precision / "two")
+        first, second = results(tmp_path / precision / "two")
         assert bit_equal(first["final"], second["final"])
     # In the seventh epoch the loss jumps, which multiplies differences by some 400: then float32 shares no digit.
     assert (differences["64-true"] < 1e-5).all()
@@ -130,6 +130,6 @@ def test_torchrun_on_two_nodes_trains_as_two_devices_do(trained, tmp_path):
         "checkpoints", "config", "events", "events", "hparams"
     ]  # fmt: skip
     (checkpoint,) = (logs / "checkpoints").iterdir()
-    devices = records(trained / "two")[0]["final"]
+    devices = results(trained / "two")[0]["final"]
     assert bit_equal(torch.load(checkpoint)["state_dict"], devices)
-    assert all(bit_equal(record["final"], devices) for record in records(tmp_path / "nodes"))
+    assert all(bit_equal(rank["final"], devices) for rank in results(tmp_path / "nodes"))

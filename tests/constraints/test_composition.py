@@ -31,11 +31,6 @@ def inputs(dtype=torch.float32):
     return torch.randn(5, 3, 6, 6, dtype=dtype)
 
 
-def residual(layer):
-    units = layer.weight.detach().double().flatten(1)
-    return (units.sum(1).abs() / units.norm(dim=1)).max().item()
-
-
 def gradients(model, loss):
     return torch.autograd.grad(loss, list(model.parameters()))
 
@@ -94,7 +89,7 @@ def test_activation_checkpointing_gives_the_same_gradients(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_weight_is_computed_in_float32_at_least_and_rounded_once(dtype):
+def test_the_weight_is_computed_in_float32_at_least_and_rounded_once(residual, dtype):
     layer = linearly_constrained(nn.Linear(4096, 4).to(dtype))
     precise = linearly_constrained(nn.Linear(4096, 4).double())
     with torch.no_grad():
@@ -106,7 +101,7 @@ def test_the_weight_is_computed_in_float32_at_least_and_rounded_once(dtype):
 
 
 @pytest.mark.parametrize("verb", [linearly_constrained, centered_weight_norm])
-def test_under_autocast_the_weight_is_computed_in_full_precision(verb):
+def test_under_autocast_the_weight_is_computed_in_full_precision(residual, verb):
     layer = verb(nn.Linear(4096, 4))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer.weight.dtype == torch.float32
@@ -126,7 +121,7 @@ def test_a_module_on_the_meta_device_is_constrained_and_filled_later():
 
 
 @pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
-def test_a_plain_state_dict_loads_by_copy_and_by_assignment(assign):
+def test_a_plain_state_dict_loads_by_copy_and_by_assignment(residual, assign):
     model, plain = constrained(), network()
     model.load_state_dict(plain.state_dict(), assign=assign)
     model(inputs()).sum().backward()
@@ -149,7 +144,7 @@ def test_copies_are_independent_and_train():
 
 
 @kinds
-def test_an_averaged_model_holds_zero_sum_weights(kind):
+def test_an_averaged_model_holds_zero_sum_weights(residual, kind):
     model = constrained(kind=kind)
     average = torch.optim.swa_utils.AveragedModel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

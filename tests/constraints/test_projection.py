@@ -46,11 +46,6 @@ def unit_indices(layer, weight):
     return torch.stack([row.flatten() for row in rows])
 
 
-def residual(model):
-    units = [ref.units.detach().double() for ref in named_weights(model).values()]
-    return max((rows.sum(1).abs() / rows.norm(dim=1)).max().item() for rows in units)
-
-
 def gradient_hooks(model):
     return [len(parameter._post_accumulate_grad_hooks or ()) for parameter in model.parameters()]
 
@@ -134,7 +129,7 @@ SAME_PATH = {
 
 
 @pytest.mark.parametrize("settings", SAME_PATH.values(), ids=SAME_PATH)
-def test_networks_under_sgd_take_the_path_of_parametrized_ones(settings):
+def test_networks_under_sgd_take_the_path_of_parametrized_ones(residual, settings):
     model = projected()
     path = train(model, **settings)
     torch.testing.assert_close(path, train(parametrized(), **settings), rtol=0, atol=1e-12)
@@ -151,7 +146,7 @@ def test_clipping_sees_the_norm_of_the_centred_gradient():
     assert norms[2] > 1.01 * norms[0]
 
 
-def test_a_quasi_newton_method_with_its_closure_stays_zero_sum():
+def test_a_quasi_newton_method_with_its_closure_stays_zero_sum(residual):
     model, data = projected(), torch.randn(16, 2, 5, 5, dtype=torch.float64)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
     losses = []
@@ -175,7 +170,7 @@ def test_a_quasi_newton_method_with_its_closure_stays_zero_sum():
     ],
     ids=["adam", "clip-by-value"],
 )
-def test_what_leaves_the_subspace_is_put_back_and_is_another_algorithm(leave):
+def test_what_leaves_the_subspace_is_put_back_and_is_another_algorithm(residual, leave):
     model = projected()
     path = train(model, **leave)
     assert residual(model) < 1e-14
@@ -217,7 +212,7 @@ def test_adam_is_projected_adam():
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["held", "let go"])
-def test_half_precision_does_not_drift(held):
+def test_half_precision_does_not_drift(residual, held):
     layer = nn.Linear(256, 8, bias=False).bfloat16()
     constrain(layer, method="project")
     if not held:
@@ -247,7 +242,7 @@ def test_other_tensors_keep_their_gradients_and_a_second_derivative_sees_the_cen
     torch.testing.assert_close(second, expected)
 
 
-def test_the_state_dict_is_the_plain_one_and_a_plain_one_is_projected():
+def test_the_state_dict_is_the_plain_one_and_a_plain_one_is_projected(residual):
     model, plain = projected(), network()
     assert list(model.state_dict()) == list(plain.state_dict())
     for assign in (False, True):
@@ -281,7 +276,7 @@ def pickled(model):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
-def test_copies_stay_constrained_by_themselves(copied):
+def test_copies_stay_constrained_by_themselves(residual, copied):
     model = projected()
     model[0].requires_grad_(False)
     twin = copied(model)
@@ -296,7 +291,7 @@ def test_copies_stay_constrained_by_themselves(copied):
 
 
 @pytest.mark.parametrize("plain", [fold, lambda model: remove_constraints_(model) or model], ids=["fold", "remove"])
-def test_folded_and_released_networks_are_plain(plain):
+def test_folded_and_released_networks_are_plain(residual, plain):
     model = projected()
     state = copy.deepcopy(model.state_dict())
     free = plain(model)
@@ -308,7 +303,7 @@ def test_folded_and_released_networks_are_plain(plain):
     assert residual(free) > 1e-2
 
 
-def test_a_frozen_weight_is_projected_once_and_constrained_again_when_it_thaws():
+def test_a_frozen_weight_is_projected_once_and_constrained_again_when_it_thaws(residual):
     model = network()
     model[0].requires_grad_(False)
     constrain(model, method="project")
@@ -323,7 +318,7 @@ def test_a_frozen_weight_is_projected_once_and_constrained_again_when_it_thaws()
     assert residual(model) < 1e-14
 
 
-def test_another_parameter_in_its_place_is_plain_until_it_is_held_again():
+def test_another_parameter_in_its_place_is_plain_until_it_is_held_again(residual):
     model, drawn = projected(), network().state_dict()
     model[7].weight = nn.Parameter(drawn["7.weight"].clone())
     assert "7.weight" not in constrained_weights(model)
@@ -436,7 +431,7 @@ def test_kind_none_takes_any_method():
     assert constrained_weights(model) == {}
 
 
-def test_initializations_keep_the_constraint():
+def test_initializations_keep_the_constraint(residual):
     model = nn.Sequential(*(module for _ in range(3) for module in (nn.Linear(64, 64), nn.Tanh())))
     constrain(model, method="project")
     inputs = torch.rand(32, 64)
@@ -448,7 +443,7 @@ def test_initializations_keep_the_constraint():
 
 
 @pytest.mark.filterwarnings("ignore:.*record_function")
-def test_a_compiled_step_of_the_optimizer_stays_zero_sum():
+def test_a_compiled_step_of_the_optimizer_stays_zero_sum(residual):
     model = projected()
 
     def compiled_adam(parameters):
@@ -463,7 +458,7 @@ def test_a_compiled_step_of_the_optimizer_stays_zero_sum():
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_network_takes_the_same_path(backend):
+def test_a_compiled_network_takes_the_same_path(residual, backend):
     path = train(projected(), sgd(momentum=0.9))
     model = projected()
     compiled = torch.compile(model, backend=backend, fullgraph=True)

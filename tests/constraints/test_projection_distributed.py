@@ -1,10 +1,9 @@
 import copy
 from contextlib import nullcontext
-from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.tensor import Replicate, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -70,18 +69,13 @@ def train_sharded(batches, make_optimizer):
     return {**trained, "moved": moved}
 
 
-def train_on_rank(rank, folder, batches):
-    store = f"file://{folder}/store"
-    distributed.init_process_group("gloo", store, timedelta(minutes=1), rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def train_on_rank(rank, batches):
     results = {}
     for wrapping, settings in WRAPPINGS.items():
         for name, make in OPTIMIZERS.items():
             model = DistributedDataParallel(network(), **settings)
             results[wrapping, name] = train(model, batches[:, rank::2], make(model.parameters()))
-    results |= {name: train_sharded(batches, make) for name, make in OPTIMIZERS.items()}
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return results | {name: train_sharded(batches, make) for name, make in OPTIMIZERS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +85,8 @@ def batches():
 
 
 @pytest.fixture(scope="module")
-def ranks(batches, tmp_path_factory, forkserver):
-    folder = tmp_path_factory.mktemp("ranks")
-    method = forkserver.get_start_method()
-    multiprocessing.start_processes(train_on_rank, (folder, batches), nprocs=2, start_method=method)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+def ranks(batches, on_two_ranks):
+    return on_two_ranks(train_on_rank, batches)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -137,14 +137,14 @@ def test_the_largest_temporary_is_the_weight_itself():
     v = torch.randn(512, 1151)
     allocated = []
 
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    class Allocations(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             output = function(*args, **kwargs or {})
             if isinstance(output, torch.Tensor):
                 allocated.append((output.untyped_storage().data_ptr(), output.untyped_storage().nbytes()))
             return output
 
-    with Recorder():
+    with Allocations():
         zero_sum_weight(v, (512, 1152))
     large = {pointer for pointer, size in allocated if size > v.nbytes // 2 and pointer != v.data_ptr()}
     assert len(large) == 1

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import multiprocessing
 from torch.distributed.fsdp import fully_shard
 
 from lcw_lightning import MLP, ShiftedReLU, constrain, minibatch_init_
@@ -26,25 +25,19 @@ def _drawn(seed, inputs, weights):
     return edge_of_chaos_init_(_network(seed), inputs, weights=weights).state_dict()
 
 
-def _initialize_on_rank(rank, folder):
-    store = f"file://{folder}/store"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def _initialize_on_rank(rank):
     inputs = _inputs()[rank]
     found = {weights: _drawn((SEED, OTHER_SEED)[rank], inputs, weights) for weights in WEIGHTS}
     found["minibatch"] = minibatch_init_(_network(SEED), inputs).state_dict()
     with pytest.raises(ValueError, match="sharded") as refusal:
         edge_of_chaos_init_(fully_shard(_network(SEED)), inputs)
-    torch.save(found | {"refusal": str(refusal.value)}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return found | {"refusal": str(refusal.value)}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, forkserver):
+def ranks(on_two_ranks):
     """What each of two ranks ended with, each on a batch of its own."""
-    folder = tmp_path_factory.mktemp("ranks")
-    method = forkserver.get_start_method()
-    multiprocessing.start_processes(_initialize_on_rank, (folder,), nprocs=2, start_method=method)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return on_two_ranks(_initialize_on_rank)
 
 
 def test_two_ranks_act_on_the_union_of_their_batches_and_end_bit_equal(ranks):

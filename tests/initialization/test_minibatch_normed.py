@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 
 from lcw_lightning import MLP, constrain, minibatch_init_
 from lcw_lightning.constraints.constrain import constrained_weights
@@ -165,21 +165,19 @@ def _make(kind):
     return network
 
 
-def _train_on_rank(rank, store, kinds, inputs, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _train_on_rank(rank, kinds, inputs):
+    trained = {}
     for kind in kinds:
         network = _make(kind)
-        replica = nn.parallel.DistributedDataParallel(network)
-        torch.save(_train(replica, network, inputs[rank]), f"{results}/{kind}{rank}.pt")
-    torch.distributed.destroy_process_group()
+        trained[kind] = _train(nn.parallel.DistributedDataParallel(network), network, inputs[rank])
+    return trained
 
 
-def test_two_ranks_initialize_and_train_on_the_union_of_their_batches_and_end_bit_equal(tmp_path, forkserver):
+def test_two_ranks_initialize_and_train_on_the_union_of_their_batches_and_end_bit_equal(on_two_ranks):
     inputs, kinds = torch.randn(2, 40, 12) * torch.tensor([1.0, 5.0]).view(2, 1, 1), ["cwn", "wn", "sn"]
-    arguments, method = (tmp_path / "store", kinds, inputs, tmp_path), forkserver.get_start_method()
-    multiprocessing.start_processes(_train_on_rank, arguments, nprocs=2, start_method=method)
+    ranks = on_two_ranks(_train_on_rank, kinds, inputs)
     for kind in kinds:
-        first, second = (torch.load(tmp_path / f"{kind}{rank}.pt") for rank in (0, 1))
+        first, second = (trained[kind] for trained in ranks)
         network = _make(kind)
         for one, other, expected in zip(first, second, _train(network, network, inputs.flatten(0, 1)), strict=True):
             assert all(torch.equal(one[key], other[key]) for key in one)

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 from lcw_lightning.observation.hooks import observe
 
 
-class Recorder(dict):
+class Collector(dict):
     """Keeps clones of what was observed, a list a (name, quantity)."""
 
     def __call__(self, name, quantity, tensor):
@@ -36,8 +36,8 @@ SHAPES = {"vectors": (5, 4), "sequences": (2, 5, 4), "grids": (2, 3, 5, 4)}
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_layers_tensors_are_those_that_autograd_gives(shape):
     network, inputs = Residual(), torch.randn(shape, requires_grad=True)
-    recorder = Recorder()
-    with observe({"first": network.first, "second": network.second}, recorder):
+    collector = Collector()
+    with observe({"first": network.first, "second": network.second}, collector):
         (2 * network(inputs)).sum().backward()
 
     z_1, z_2 = network.first(inputs), network.second(inputs)
@@ -52,9 +52,9 @@ def test_a_layers_tensors_are_those_that_autograd_gives(shape):
         ("second", "preactivation_gradient"): dz_2,
         ("second", "input_gradient"): dz_2 @ network.second.weight,
     }
-    assert set(recorder) == set(expected)
+    assert set(collector) == set(expected)
     for key, tensor in expected.items():
-        torch.testing.assert_close(recorder[key][0], tensor.detach(), msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(collector[key][0], tensor.detach(), msg=lambda text, key=key: f"{key}: {text}")
 
 
 class Viewed(nn.Linear):
@@ -79,45 +79,45 @@ WRAPPED = {
 
 @pytest.mark.parametrize(("wrap", "unwrap"), WRAPPED.values(), ids=WRAPPED)
 def test_the_gradient_of_a_view_is_seen_where_a_later_layer_changes_it_in_place(wrap, unwrap):
-    layer, inputs, recorder = Viewed(wrap), torch.randn(5, 4), Recorder()
+    layer, inputs, collector = Viewed(wrap), torch.randn(5, 4), Collector()
     plain = layer(inputs)
-    with observe({"layer": layer}, recorder):
+    with observe({"layer": layer}, collector):
         output = layer(inputs)
         assert type(output) is type(plain)
         unwrap(output).relu_().square().sum().backward()
     z = unwrap(plain).detach()
-    torch.testing.assert_close(recorder["layer", "preactivation"][0], z)
-    torch.testing.assert_close(recorder["layer", "preactivation_gradient"][0], 2 * z.relu())
+    torch.testing.assert_close(collector["layer", "preactivation"][0], z)
+    torch.testing.assert_close(collector["layer", "preactivation_gradient"][0], 2 * z.relu())
 
 
 def test_the_input_gradient_is_seen_even_where_the_network_needs_none():
-    layer, recorder = nn.Linear(4, 3), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = nn.Linear(4, 3), Collector()
+    with observe({"layer": layer}, collector):
         layer(torch.randn(5, 4)).sum().backward()
-    torch.testing.assert_close(recorder["layer", "input_gradient"][0], layer.weight.sum(0).expand(5, 4))
+    torch.testing.assert_close(collector["layer", "input_gradient"][0], layer.weight.sum(0).expand(5, 4))
 
 
 def test_a_layer_that_is_called_twice_is_observed_twice():
-    layer, recorder = nn.Linear(4, 4), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = nn.Linear(4, 4), Collector()
+    with observe({"layer": layer}, collector):
         layer(layer(torch.randn(5, 4))).sum().backward()
-    assert {key: len(tensors) for key, tensors in recorder.items()} == {
+    assert {key: len(tensors) for key, tensors in collector.items()} == {
         ("layer", quantity): 2 for quantity in ("input", "preactivation", "preactivation_gradient", "input_gradient")
     }
 
 
 def test_without_gradients_only_the_forward_pass_is_observed():
-    layer, recorder = nn.Linear(4, 4), Recorder()
-    with observe({"layer": layer}, recorder), torch.no_grad():
+    layer, collector = nn.Linear(4, 4), Collector()
+    with observe({"layer": layer}, collector), torch.no_grad():
         layer(torch.randn(5, 4))
-    assert set(recorder) == {("layer", "input"), ("layer", "preactivation")}
+    assert set(collector) == {("layer", "input"), ("layer", "preactivation")}
 
 
 def test_keyword_inputs_are_observed():
-    layer, recorder = nn.Linear(4, 4), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = nn.Linear(4, 4), Collector()
+    with observe({"layer": layer}, collector):
         layer(input=torch.ones(5, 4)).sum().backward()
-    assert torch.equal(recorder["layer", "input"][0], torch.ones(5, 4))
+    assert torch.equal(collector["layer", "input"][0], torch.ones(5, 4))
 
 
 def test_values_and_gradients_stay_bit_for_bit():
@@ -137,35 +137,35 @@ def hooks(module: nn.Module) -> int:
 
 
 def test_no_hook_stays_after_the_block_nor_after_an_exception():
-    layer, recorder = nn.Linear(4, 4), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = nn.Linear(4, 4), Collector()
+    with observe({"layer": layer}, collector):
         assert hooks(layer) == 2
     assert hooks(layer) == 0
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), observe({"layer": layer}, recorder):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), observe({"layer": layer}, collector):
         layer(torch.randn(5, 3))
     assert hooks(layer) == 0
 
 
 def test_a_backward_pass_after_the_block_is_not_observed():
-    layer, recorder = nn.Linear(4, 4), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = nn.Linear(4, 4), Collector()
+    with observe({"layer": layer}, collector):
         output = layer(torch.randn(5, 4))
     output.sum().backward()
-    assert set(recorder) == {("layer", "input"), ("layer", "preactivation")}
+    assert set(collector) == {("layer", "input"), ("layer", "preactivation")}
 
 
 def test_a_frozen_layer_with_a_frozen_input_stays_out_of_the_graph():
-    layer, recorder = nn.Linear(4, 4).requires_grad_(False), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = nn.Linear(4, 4).requires_grad_(False), Collector()
+    with observe({"layer": layer}, collector):
         assert not layer(torch.randn(5, 4)).requires_grad
-    assert set(recorder) == {("layer", "input"), ("layer", "preactivation")}
+    assert set(collector) == {("layer", "input"), ("layer", "preactivation")}
 
 
 def test_a_frozen_layer_between_trained_ones_is_observed_both_ways():
-    network, recorder = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)), Recorder()
-    with observe({"frozen": network[1]}, recorder):
+    network, collector = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)), Collector()
+    with observe({"frozen": network[1]}, collector):
         network(torch.randn(5, 4)).sum().backward()
-    assert len(recorder) == 4
+    assert len(collector) == 4
 
 
 def test_an_input_with_another_keyword_is_observed():
@@ -173,26 +173,26 @@ def test_an_input_with_another_keyword_is_observed():
         def forward(self, x):
             return super().forward(x)
 
-    layer, recorder = Named(4, 4), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = Named(4, 4), Collector()
+    with observe({"layer": layer}, collector):
         layer(x=torch.ones(5, 4)).sum().backward()
-    assert len(recorder) == 4
+    assert len(collector) == 4
 
 
 def test_keyword_inputs_are_told_apart_by_name_not_by_place():
-    attention, recorder = nn.MultiheadAttention(4, 2), Recorder()
+    attention, collector = nn.MultiheadAttention(4, 2), Collector()
     query, memory = torch.randn(3, 5, 4), torch.randn(7, 5, 4)
-    with observe({"attention": attention}, recorder):
+    with observe({"attention": attention}, collector):
         attention(need_weights=False, value=memory, key=memory, query=query)[0].sum().backward()
-    assert torch.equal(recorder["attention", "input"][0], query)
-    assert recorder["attention", "input_gradient"][0].shape == query.shape
+    assert torch.equal(collector["attention", "input"][0], query)
+    assert collector["attention", "input_gradient"][0].shape == query.shape
 
 
 def test_self_attention_shows_the_gradient_of_all_that_its_input_is():
-    attention, recorder, inputs = nn.MultiheadAttention(4, 2), Recorder(), torch.randn(3, 5, 4, requires_grad=True)
-    with observe({"attention": attention}, recorder):
+    attention, collector, inputs = nn.MultiheadAttention(4, 2), Collector(), torch.randn(3, 5, 4, requires_grad=True)
+    with observe({"attention": attention}, collector):
         attention(inputs, inputs, inputs)[0].square().sum().backward()
-    assert torch.equal(recorder["attention", "input_gradient"][0], inputs.grad)
+    assert torch.equal(collector["attention", "input_gradient"][0], inputs.grad)
     # A control: as query alone it has another.
     query = inputs.detach().requires_grad_()
     attention(query, inputs.detach(), inputs.detach())[0].square().sum().backward()
@@ -202,7 +202,7 @@ def test_self_attention_shows_the_gradient_of_all_that_its_input_is():
 @pytest.mark.parametrize("arguments", [(), (None,), ([1.0, 2.0],)], ids=["nothing", "none", "list"])
 def test_an_input_that_is_mistaken_ends_in_the_layers_own_error(arguments):
     layer = nn.Linear(4, 4)
-    with pytest.raises(TypeError, match=r"missing 1 required|must be Tensor"), observe({"layer": layer}, Recorder()):
+    with pytest.raises(TypeError, match=r"missing 1 required|must be Tensor"), observe({"layer": layer}, Collector()):
         layer(*arguments)
 
 
@@ -211,10 +211,10 @@ def test_of_a_layer_that_takes_numbers_of_classes_the_output_is_observed():
         def forward(self, classes):
             return super().forward(nn.functional.one_hot(classes, self.in_features).float())
 
-    layer, recorder = OneHot(4, 3), Recorder()
-    with observe({"layer": layer}, recorder):
+    layer, collector = OneHot(4, 3), Collector()
+    with observe({"layer": layer}, collector):
         layer(torch.tensor([0, 3])).sum().backward()
-    assert set(recorder) == {("layer", "preactivation"), ("layer", "preactivation_gradient")}
+    assert set(collector) == {("layer", "preactivation"), ("layer", "preactivation_gradient")}
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
@@ -222,11 +222,11 @@ def test_a_recurrent_layer_shows_gradients_of_its_output_and_of_its_last_state(m
     layer, inputs = make(4, 3), torch.randn(6, 5, 4)
 
     def seen(loss):
-        recorder = Recorder()
-        with observe({"layer": layer}, recorder):
+        collector = Collector()
+        with observe({"layer": layer}, collector):
             output, state = layer(inputs)
             loss(output, state if isinstance(state, torch.Tensor) else state[0]).backward()
-        return {tuple(gradient.shape): gradient for gradient in recorder["layer", "preactivation_gradient"]}
+        return {tuple(gradient.shape): gradient for gradient in collector["layer", "preactivation_gradient"]}
 
     output, state = (6, 5, 3), (1, 5, 3)
     assert torch.equal(seen(lambda z, h: z.sum())[output], torch.ones(output))
@@ -237,12 +237,12 @@ def test_a_recurrent_layer_shows_gradients_of_its_output_and_of_its_last_state(m
 
 
 def test_packed_sequences_show_their_data():
-    layer, recorder = nn.GRU(4, 3), Recorder()
+    layer, collector = nn.GRU(4, 3), Collector()
     packed = pack_sequence([torch.randn(length, 4) for length in (5, 2)])
-    with observe({"layer": layer}, recorder):
+    with observe({"layer": layer}, collector):
         output, _ = layer(packed)
         output.data.sum().backward()
-    assert torch.equal(recorder["layer", "input"][0], packed.data)
-    assert torch.equal(recorder["layer", "preactivation"][0], output.data.detach())
-    assert recorder["layer", "preactivation_gradient"][0].shape == (7, 3)
-    assert recorder["layer", "input_gradient"][0].shape == (7, 4)
+    assert torch.equal(collector["layer", "input"][0], packed.data)
+    assert torch.equal(collector["layer", "preactivation"][0], output.data.detach())
+    assert collector["layer", "preactivation_gradient"][0].shape == (7, 3)
+    assert collector["layer", "input_gradient"][0].shape == (7, 4)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.samples import NUM_VALUES
@@ -35,10 +35,8 @@ def look(batches, gradient_scale=1.0):
     return snapshot.statistics(), snapshot.values()
 
 
-def _look_on_rank(rank, store, batches, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.save(look([batches[rank]]), f"{results}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+def look_on_rank(rank, batches):
+    return look([batches[rank]])
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +46,8 @@ def batches():
 
 
 @pytest.fixture(scope="module")
-def ranks(batches, forkserver, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    arguments = (folder / "store", batches, folder)
-    multiprocessing.start_processes(_look_on_rank, arguments, nprocs=2, start_method=forkserver.get_start_method())
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+def ranks(batches, on_two_ranks):
+    return on_two_ranks(look_on_rank, batches)
 
 
 def test_both_have_the_statistics_of_the_union(batches, ranks):

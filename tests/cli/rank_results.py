@@ -1,4 +1,4 @@
-"""``lcw`` with a callback that keeps what each rank computes: ``python recorded_lcw.py fit ...``."""
+"""``lcw`` with a callback that keeps what each rank computes: ``python rank_results.py fit ...``."""
 
 import copy
 
@@ -8,10 +8,10 @@ from lightning.pytorch import Callback
 from lcw_lightning.cli import main
 
 
-class Recorder(Callback):
+class RankResults(Callback):
     """Write this rank's loss of each step, its initial and its final weights into ``<folder>/rank<rank>.pt``.
 
-    Name it ``recorded_lcw.Recorder`` on the command line, in place of which this file runs.
+    Name it ``rank_results.RankResults`` on the command line, in place of which this file runs.
     """
 
     def __init__(self, folder):
@@ -26,8 +26,8 @@ class Recorder(Callback):
         self.losses.append(outputs["loss"].detach())
 
     def on_train_end(self, trainer, pl_module):
-        record = {"losses": torch.stack(self.losses), "initial": self.initial, "final": pl_module.state_dict()}
-        torch.save(record, f"{self.folder}/rank{trainer.global_rank}.pt")
+        results = {"losses": torch.stack(self.losses), "initial": self.initial, "final": pl_module.state_dict()}
+        torch.save(results, f"{self.folder}/rank{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":
