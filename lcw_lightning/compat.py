@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as all_modules
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.parametrizations import _WeightNorm as TorchWeightNorm
@@ -69,8 +69,14 @@ def clear_cached_weights() -> None:
     parametrize._cache.clear()
 
 
-global_module_hooks: Callable[[], bool] = _has_any_global_hook
-"""Whether hooks on the calls of all modules are registered."""
+def global_module_hooks() -> bool:
+    """Return whether hooks on the calls of all modules are registered."""
+    return bool(
+        all_modules._global_forward_pre_hooks
+        or all_modules._global_forward_hooks
+        or all_modules._global_backward_pre_hooks
+        or all_modules._global_backward_hooks
+    )
 
 
 def module_hooks(module: nn.Module) -> bool:

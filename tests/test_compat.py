@@ -185,3 +185,50 @@ def test_parsers_of_subcommands_and_their_options_are_found():
 
     with pytest.raises(StopError, match="7"):
         ParsingOnly(Asking, args=["fit"])
+
+
+REGISTER_ON_ALL = [
+    "register_module_forward_pre_hook",
+    "register_module_forward_hook",
+    "register_module_full_backward_pre_hook",
+    "register_module_full_backward_hook",
+]
+
+
+@pytest.mark.parametrize("register", REGISTER_ON_ALL)
+def test_hooks_on_the_calls_of_all_modules_are_seen(register):
+    handle = getattr(nn.modules.module, register)(lambda *_: None)
+    try:
+        assert compat.global_module_hooks()
+    finally:
+        handle.remove()
+    assert not compat.global_module_hooks()
+
+
+REGISTER = [
+    "register_forward_pre_hook",
+    "register_forward_hook",
+    "register_full_backward_pre_hook",
+    "register_full_backward_hook",
+]
+
+
+@pytest.mark.parametrize("register", REGISTER)
+def test_hooks_on_the_calls_of_one_module_are_seen(register):
+    layer = nn.Linear(2, 2)
+    handle = getattr(layer, register)(lambda *_: None)
+    assert compat.module_hooks(layer)
+    handle.remove()
+    assert not compat.module_hooks(layer)
+
+
+def test_a_module_compiled_in_place_is_seen():
+    layer = nn.Linear(2, 2)
+    layer.compile(backend="eager")
+    assert compat.module_hooks(layer)
+
+
+def test_a_block_that_caches_weights_is_seen():
+    assert not compat.is_cached()
+    with parametrize.cached():
+        assert compat.is_cached()
