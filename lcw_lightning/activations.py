@@ -9,9 +9,9 @@ ClippedShiftedReLU    :math:`CReLU_{\tau,m}`  :math:`\min(\max(x - \tau, 0), m)`
 ClippedSoftThreshold  :math:`CST_{\tau,m}`    :math:`\mathrm{sign}(x) \min(\max(|x| - \tau, 0), m)`
 ====================  ======================  ===================================================
 
-Zeros are exact, and so is the saturation. The slope is 0 where the output is 0 or saturated, the kinks included, and 1
-elsewhere. NaN stays NaN. In half precision tau and max may be rounded to the input's dtype: then a value that lies just
-outside the dead zone may become 0, but none inside becomes non-zero.
+Zeros and saturated values are exact. The slope is 0 where the output is 0 or saturated, the kinks included, and 1
+elsewhere. NaN stays NaN. In half precision tau and max may be rounded to the input's dtype: a value just outside the
+dead zone may then become 0, but a value inside never becomes non-zero.
 """
 
 import math
@@ -37,12 +37,12 @@ class _ThresholdedActivation(nn.Module):
         if not math.isfinite(tau) or (self.odd and tau < 0):
             raise ValueError(f"{name} needs a finite tau{' of at least 0' * self.odd}, got {tau}.")
         if not max > 0:
-            raise ValueError(f"{name} needs a max above 0, got {max}: the class without Clipped has none.")
+            raise ValueError(f"{name} needs a max above 0, got {max}; for no max use the class without Clipped.")
         self.tau, self.max = float(tau), float(max)
 
     @property
     def thresholded(self) -> Thresholded:
-        """The function as the theory knows it, in closed form."""
+        """The activation as a function of the theory, in closed form."""
         return Thresholded(self.tau, self.max, self.odd)
 
     @override
@@ -89,12 +89,12 @@ class ShiftedReLU(_Unclipped):
     r""":math:`\max(x - \tau, 0)`, the paper's :math:`ReLU_\tau`; with tau 0 it is ReLU.
 
     Args:
-        tau: Where it starts to rise; may be negative.
-        sparsity: Instead of tau: the share of zeros at the output for inputs of variance ``q``.
+        tau: Threshold above which the output rises; may be negative.
+        sparsity: Replaces tau: the fraction of zeros at the output for inputs of variance ``q``.
         q: Variance of the inputs, for ``sparsity``.
 
     Raises:
-        ValueError: Both or neither of tau and sparsity, or a value out of range.
+        ValueError: Both or neither of tau and sparsity are given, or a value is out of range.
 
     Example:
         >>> import torch
@@ -108,7 +108,7 @@ class ShiftedReLU(_Unclipped):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        # In place on the difference: what is kept for the gradient is the output, which the next layer keeps anyway.
+        # In place, so that autograd keeps only the output, which the next layer keeps anyway.
         return functional.relu(x - self.tau, inplace=True)
 
 
@@ -117,11 +117,11 @@ class SoftThreshold(_Unclipped):
 
     Args:
         tau: Half the width of the dead zone, at least 0.
-        sparsity: Instead of tau: the share of zeros at the output for inputs of variance ``q``.
+        sparsity: Replaces tau: the fraction of zeros at the output for inputs of variance ``q``.
         q: Variance of the inputs, for ``sparsity``.
 
     Raises:
-        ValueError: Both or neither of tau and sparsity, or a value out of range.
+        ValueError: Both or neither of tau and sparsity are given, or a value is out of range.
 
     Example:
         >>> import torch
@@ -140,16 +140,16 @@ class ClippedShiftedReLU(_Clipped):
     r""":math:`\min(\max(x - \tau, 0), m)`, the paper's :math:`CReLU_{\tau,m}`.
 
     Args:
-        tau: Where it starts to rise; may be negative.
+        tau: Threshold above which the output rises; may be negative.
         max: The largest output m.
-        sparsity: Instead of tau and max: the share of zeros at the output for inputs of variance ``q``. The max is then
-            that with which the variance map has the given slope.
+        sparsity: Replaces tau and max: the fraction of zeros at the output for inputs of variance ``q``. The max is
+            chosen so that the variance map has the given slope.
         slope: Slope of the variance map at its fixed point ``q`` on the edge of chaos, for ``sparsity``.
         q: Variance of the inputs, for ``sparsity``.
-        zero_sum: Whether ``slope`` is that under LCW.
+        zero_sum: Whether ``slope`` refers to zero-sum weights (LCW).
 
     Raises:
-        ValueError: Neither tau and max nor sparsity, a mixture of both, or a value out of range.
+        ValueError: Neither tau and max nor sparsity are given, or a mixture of both, or a value is out of range.
 
     Example:
         >>> import torch
@@ -172,13 +172,13 @@ class ClippedSoftThreshold(_Clipped):
     Args:
         tau: Half the width of the dead zone, at least 0.
         max: The largest output m.
-        sparsity: As :class:`ClippedShiftedReLU` has it, like the other arguments.
-        slope: For ``sparsity``.
-        q: For ``sparsity``.
-        zero_sum: For ``sparsity``; of no effect, since an odd function has mean zero.
+        sparsity: As in :class:`ClippedShiftedReLU`, like the other arguments.
+        slope: Used with ``sparsity``.
+        q: Used with ``sparsity``.
+        zero_sum: Used with ``sparsity``; it has no effect, since an odd function has mean zero.
 
     Raises:
-        ValueError: Neither tau and max nor sparsity, a mixture of both, or a value out of range.
+        ValueError: Neither tau and max nor sparsity are given, or a mixture of both, or a value is out of range.
 
     Example:
         >>> import torch

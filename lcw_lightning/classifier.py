@@ -27,14 +27,14 @@ class ImageClassifier(LightningModule):
     """Cross-entropy training of a network that maps images to logits; logs ``{train,val,test}/{loss,accuracy}``.
 
     Batches are pairs of images ``(batch, ...)`` and integer labels ``(batch,)``; prediction takes the same batches and
-    returns logits ``(batch, num_classes)``. Constraints on the network travel with the checkpoint. A checkpoint that
-    the command line wrote loads with ``ImageClassifier.load_from_checkpoint(path)``; one written from Python needs the
-    same arguments again, ``load_from_checkpoint(path, network=..., optimizer=...)``.
+    returns logits ``(batch, num_classes)``. Checkpoints include the constraints on the network. A checkpoint that the
+    command line wrote loads with ``ImageClassifier.load_from_checkpoint(path)``; a checkpoint written from Python needs
+    the same arguments again, ``load_from_checkpoint(path, network=..., optimizer=...)``.
 
     Args:
         network: Maps images to logits.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes a scheduler, stepped once an epoch, from the optimizer. ReduceLROnPlateau watches
+        lr_scheduler: Makes a scheduler from the optimizer; it steps once per epoch. ReduceLROnPlateau watches
             ``val/loss``.
         compile: Compile the network with ``torch.compile``.
 
@@ -53,7 +53,7 @@ class ImageClassifier(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        # Modules and callables made in Python are no safe content for a checkpoint; the command line's config is.
+        # Modules and callables made in Python are not safe to save in a checkpoint; the command line's config is.
         if is_made_by_cli():
             self.save_hyperparameters()
         self.network = network
@@ -62,8 +62,8 @@ class ImageClassifier(LightningModule):
         if compile:
             self.network.compile()
         stages = ("train", "val", "test")
-        # torchmetrics leaves out batches whose loss is NaN, so that a run which diverged looks well, unless it is given
-        # what to put in their place; its "disable" would drop the weights.
+        # By default torchmetrics skips NaN losses, so a diverged run would look good. Replacing NaN by NaN keeps them;
+        # nan_strategy="disable" would drop the weights of the mean.
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy=math.nan) for stage in stages})
         self.accuracies = nn.ModuleDict({f"{stage}_accuracy": MulticlassAccuracy(average="micro") for stage in stages})
 
@@ -105,7 +105,7 @@ class ImageClassifier(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         read_record(checkpoint).restore(self)
-        # Lightning's tuners restore weights that are untrained: at step 0, and not initialized.
+        # Lightning's tuners restore untrained weights, at step 0, which are not initialized.
         if checkpoint.get(_INITIALIZED) or checkpoint.get("global_step") != 0:
             mark_initialized(self)
 
@@ -117,7 +117,7 @@ class ImageClassifier(LightningModule):
         accuracy = cast(Metric, self.accuracies[f"{stage}_accuracy"])
         mean_loss.update(loss.detach(), weight=len(labels))
         accuracy.update(logits, labels)
-        # A metric object, so that Lightning reduces it over batches and ranks by its own rule.
+        # Metric objects are logged, so that Lightning reduces them over batches and ranks as the metric defines.
         shown = {f"{stage}/loss": mean_loss, f"{stage}/accuracy": accuracy}
         self.log_dict(shown, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
@@ -130,9 +130,9 @@ class GeometricDecay(LambdaLR):
     above the initial rate.
 
     Args:
-        optimizer: Its groups' learning rates are the initial ones.
-        factor: In (0, 1].
-        every_n_epochs: At least 1.
+        optimizer: The optimizer, whose groups have the initial learning rates.
+        factor: Factor in (0, 1].
+        every_n_epochs: Number of epochs between two steps, at least 1.
         floor: Lowest learning rate.
 
     Raises:

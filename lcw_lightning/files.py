@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Write files atomically: a file is complete or does not exist."""
 
 import os
 import tempfile
@@ -13,11 +13,11 @@ __all__ = ["written_atomically"]
 def written_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path to write to, beside ``path``, and put that file in place once the block ends without an error.
 
-    Readers see the old file or the whole new one, whenever the process is killed or the power fails. After an error
-    nothing is left and the old file is as it was. Folders are made as needed.
+    Readers see the old file or the complete new one, even if the process is killed or the power fails. After an error
+    the old file is unchanged and no temporary file is left. Missing folders are made.
 
     Args:
-        path: Where the file will be.
+        path: The file to write.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -28,9 +28,9 @@ def written_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so on the same file system: only there a rename is atomic.
+    # In the same folder, because a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
-        temporary = Path(folder) / final.name  # the suffix tells some writers the format
+        temporary = Path(folder) / final.name  # some writers choose the format by the suffix
         yield temporary
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())

@@ -1,4 +1,5 @@
 """Callbacks for any Lightning project: they constrain, initialize and watch a network while a Trainer runs it.
 
-Thin shells over the floors below, which know nothing of them: they choose when, call and log, and hold no formula.
+They are thin shells: they decide when to call the lower modules, and log the results. They contain no formula, and no
+lower module imports them.
 """

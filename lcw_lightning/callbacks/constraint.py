@@ -36,24 +36,26 @@ __all__ = ["ConstraintCallback"]
 class ConstraintCallback(Callback):
     """Constrain weights so that each unit's sum to zero (Kutsuna, Section 3), for fit, validate, test and predict.
 
-    ``kind`` puts one of the constraint's rivals (Section 5) in its place. ``method="project"`` holds ``lcw`` at nearly
-    no cost, without a parametrization: see :func:`~lcw_lightning.constrain`, also for what it means under Adam.
+    ``kind`` selects one of the methods that the paper compares with (Section 5) instead. ``method="project"`` keeps
+    ``lcw`` weights zero-sum at nearly no cost, without a parametrization: see :func:`~lcw_lightning.constrain`, also
+    for the effect on Adam.
 
-    Takes effect before optimizers, the strategy's wrapping and the loading of a checkpoint, whether the module builds
-    its layers in ``__init__``, ``setup`` or ``configure_model``. Weights start from the values nearest to those that
-    are there. A second run with the same module changes nothing. Plain checkpoints load; a run that trained plain
-    weights with optimizer state cannot be resumed under the constraint, nor can one that had another kind of it. A
-    checkpoint that does not fit changes nothing in the module, except under ModelParallelStrategy, which loads before
-    anybody is asked. A run is resumed with the method that it had.
+    The callback constrains the module before the optimizers are made, before the strategy wraps the module and before a
+    checkpoint is loaded, whether the module builds its layers in ``__init__``, ``setup`` or ``configure_model``. Each
+    weight starts from the constrained value nearest to its current one. A second run with the same module changes
+    nothing. Plain checkpoints load, but a run cannot be resumed under the constraint if its optimizer state belongs to
+    plain weights or to another kind of constraint. A run must be resumed with the method that it used. A checkpoint
+    that does not fit changes nothing in the module, except under ModelParallelStrategy, which loads before any callback
+    runs.
 
-    A module that overrides ``setup`` or ``configure_model`` is constrained after both, so that they may draw weights.
-    Under weight averaging and under ModelParallelStrategy, which copy or shard the module earlier, it is constrained
-    before them: build and draw its layers in ``__init__`` then. After a fit with processes that Lightning starts
-    itself (``ddp_spawn``, notebooks) the module of the main process holds the trained weights, plain unless they were
-    constrained before.
+    A module that overrides ``setup`` or ``configure_model`` is constrained after both, so that both may initialize
+    weights. Weight averaging and ModelParallelStrategy copy or shard the module earlier, so with them it is constrained
+    before these hooks: build and initialize its layers in ``__init__`` then. After a fit in processes that Lightning
+    starts itself (``ddp_spawn``, notebooks), the module of the main process holds the trained weights as plain weights,
+    unless they were constrained before the fit.
 
-    Networks that a module or data module keeps among its hyperparameters are plain ones in checkpoints, as in those of
-    a plain run.
+    Networks among the hyperparameters of a module or data module are saved with plain weights, as in a run without
+    constraints.
 
     Args:
         kind: ``lcw`` (zero-sum weights), ``cwn`` (centered weight normalization: zero-sum weights with a trained norm),
@@ -64,16 +66,16 @@ class ConstraintCallback(Callback):
         exclude: Glob patterns of weights to leave alone.
 
     Raises:
-        ValueError: At once, for ``project`` with a kind that it cannot hold; at setup, for a pattern that matches no
-            weight, for weights that cannot be constrained, those of fan_in 1 among them under ``lcw`` and ``cwn``,
-            for a weight averaging that copies the module before its layers are built, and under a strategy that
-            flattens parameters, with ``project``; for a checkpoint that does not fit, is in another basis, of another
-            kind or method, or holds the optimizer state of plain weights; at train start, for a weight that came too
-            late to be constrained, that no optimizer trains, such as one made before the module was constrained, or
-            whose optimizer stepped while it was plain.
+        ValueError: At construction, if ``project`` does not support the kind. At setup, if a pattern matches no weight,
+            a weight cannot be constrained (with ``lcw`` and ``cwn`` this includes fan_in 1), weight averaging copies
+            the module before its layers are built, or ``project`` is used with a strategy that flattens parameters. At
+            the loading of a checkpoint, if it does not fit, has another basis, kind or method, or holds the optimizer
+            state of plain weights. At train start, if a selected weight was created too late to be constrained, no
+            optimizer trains a constrained weight (as with an optimizer made before the module was constrained), or its
+            optimizer has stepped before the weight was constrained.
 
     Warns:
-        UserWarning: ``kind`` is none, but a checkpoint brings constraints that its module restores.
+        UserWarning: ``kind`` is none, but the module restores constraints from a checkpoint.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -92,8 +94,8 @@ class ConstraintCallback(Callback):
         self.method = method
         self.include = list(include)
         self.exclude = list(exclude)
-        self._new: list[str] = []  # the weights that this run has constrained
-        self._found: list[str] = []  # those that were constrained before
+        self._new: list[str] = []  # weights that this run has constrained
+        self._found: list[str] = []  # weights that were constrained before this run
         self._overrides = Overrides()
 
     @override
@@ -118,7 +120,7 @@ class ConstraintCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._overrides.restore()
         if stage == "fit" and starts_processes(trainer):
-            # The worker's state dict goes back into the main process's module, which is as this process has found it.
+            # The worker's state dict is loaded into the main process's module, which is as this process has found it.
             remove_constraints_(pl_module, keep=self._found)
         forget_module(self)
 
@@ -130,23 +132,23 @@ class ConstraintCallback(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         selected = {} if self.kind == "none" else select_weights(pl_module, self.include, self.exclude)
-        renew_projections_(pl_module)  # sharding makes other parameters
+        renew_projections_(pl_module)  # sharding replaces the parameters
         late = [name for name, ref in selected.items() if kind_of(ref) == "none"]
         if late:
             raise ValueError(
-                f"{listed(late)} came after the module was constrained; build these layers in setup() or "
+                f"{listed(late)} were created after the module was constrained; build these layers in setup() or "
                 "configure_model(), under weight averaging and sharding in __init__(), or name them in exclude."
             )
         check_optimizers(trainer.optimizers, pl_module, self._new)
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        save_record(pl_module, checkpoint)  # after a run, when the module's own hook is its own again
+        save_record(pl_module, checkpoint)  # needed after a run, when the module's own hook is restored
 
     def _check_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, load: Callable[..., None], checkpoint: dict[str, Any]
     ) -> None:
-        # In place of the module's own hook, since that of callbacks comes after the weights are loaded.
+        # Replaces the module's hook, since Lightning calls the callbacks' hook only after it has loaded the weights.
         record = read_record(checkpoint)
         record.check(pl_module)
         trained = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
@@ -155,7 +157,7 @@ class ConstraintCallback(Callback):
             check_trained_alike(pl_module, record, checkpoint)
         load(checkpoint)
         if resumed:
-            check_projected_still(pl_module, record)  # now, since the module's own hook may have restored it
+            check_projected_still(pl_module, record)  # after the module's own hook, which may restore the constraint
         self._new = []
         if self.kind == "none" and (constrained := constrained_weights(pl_module)):
             warnings.warn(f"{listed(constrained)} stay constrained although kind is none.", stacklevel=2)
@@ -177,6 +179,6 @@ class ConstraintCallback(Callback):
 
 
 def _save_with_constraints(pl_module: LightningModule, save: Callable[..., None], checkpoint: dict[str, Any]) -> None:
-    # Lightning asks callbacks only for checkpoints with optimizer state.
+    # Lightning calls the callbacks' hook only for checkpoints with optimizer state.
     save(checkpoint)
     save_record(pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""What a run must be like for a constraint to hold: when its module is whole, who copies it, what trains it."""
+"""Check that a run can keep a constraint: when its layers are built, what copies it, what trains its weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,16 +32,16 @@ _AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 def averagings_before(trainer: Trainer, callback: Callback) -> list[Callback]:
-    """Return the weight averagings that are set up before a callback, and have copied the module by then."""
+    """Return the weight-averaging callbacks that are set up, and so copy the module, before the given callback."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [early for early in callbacks[: callbacks.index(callback)] if is_a(early, *_AVERAGING)]
 
 
 def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raise if a weight averaging copies the module before it is constrained.
+    """Raise if a weight-averaging callback copies the module before it is constrained.
 
     Raises:
-        ValueError: A weight averaging copies it before its layers are built.
+        ValueError: Weight averaging copies the module before its layers are built.
     """
     if named_weights(pl_module):
         return
@@ -55,10 +55,10 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Raise unless the strategy keeps parameters, and their gradients, as those of the layers.
+    """Raise if the strategy flattens the parameters of layers.
 
     Raises:
-        ValueError: It keeps them in flat buffers, so that no weight can be held by projection.
+        ValueError: The strategy keeps parameters in flat buffers, where gradients cannot be centred weight by weight.
     """
     if is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
         raise ValueError(
@@ -71,7 +71,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule
     """Raise unless an optimizer trains every constrained weight; the ``new`` ones were constrained in this run.
 
     Raises:
-        ValueError: No optimizer trains one of them, or its optimizer has stepped while it was plain.
+        ValueError: No optimizer trains one of them, or its optimizer has stepped before the weight was constrained.
     """
     states = {p: o.state.get(p, {}) for o in optimizers for group in o.param_groups for p in group["params"]}
     weights = {name: ref for name, ref in named_weights(pl_module).items() if kind_of(ref) != "none"}
@@ -91,12 +91,12 @@ def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule
 
 
 def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: Mapping[str, Any]) -> None:
-    """Raise unless the optimizers of a checkpoint trained what the module's constraints train.
+    """Raise unless the optimizer state of a checkpoint fits the parameters of the module's constraints.
 
     Raises:
-        ValueError: They trained plain weights, or by another method.
+        ValueError: The optimizers trained plain weights, or weights constrained by another method.
     """
-    tensors = checkpoint.get("state_dict", {})  # sharded ones have none
+    tensors = checkpoint.get("state_dict", {})  # sharded checkpoints have none
     weights, here = named_weights(pl_module), constrained_weights(pl_module)
     if other := [name for name in here if name in record.projected and not is_projected(weights[name])]:
         raise ValueError(
@@ -117,10 +117,10 @@ def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: 
 
 
 def check_projected_still(pl_module: LightningModule, record: Record) -> None:
-    """Raise unless what a checkpoint's run held by projection is constrained in the run that resumes it.
+    """Raise unless the resuming run constrains all weights that the checkpoint's run constrained by projection.
 
     Raises:
-        ValueError: A weight is not; its keys are those of a plain one, so that nobody else would notice.
+        ValueError: A weight is left plain. Its keys are those of a plain weight, so loading alone would not fail.
     """
     here = constrained_weights(pl_module)
     if dropped := [name for name in record.projected if name not in here]:
@@ -131,13 +131,13 @@ def check_projected_still(pl_module: LightningModule, record: Record) -> None:
 
 
 def _is_state_of(parameter: nn.Parameter, value: Any) -> bool:
-    # Averages have the parameter's shape, factored ones that of a row or a column, counters none.
+    # Moving averages have the parameter's shape, factored averages the shape of a row or a column, counters none.
     pairs = zip(reversed(getattr(value, "shape", ())), reversed(parameter.shape), strict=False)
     return all(size in (1, wanted) for size, wanted in pairs)
 
 
 def is_complete(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Return whether the module is to be constrained now, before its own ``setup`` and ``configure_model``."""
+    """Return whether to constrain the module at once, before its own ``setup`` and ``configure_model``."""
     if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
         return True
     averaged = any(is_a(callback, *_AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
@@ -147,5 +147,5 @@ def is_complete(trainer: Trainer, pl_module: LightningModule) -> bool:
 
 def waits_for_configure_model(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Return whether a module that is not complete may be constrained after ``configure_model``."""
-    # ModelParallelStrategy asks for one of the module's own, and is right to say so itself.
+    # Without a configure_model of the module, ModelParallelStrategy raises its own error.
     return is_overridden("configure_model", pl_module) or not is_a(trainer.strategy, ModelParallelStrategy)

@@ -1,4 +1,4 @@
-"""Draw weights at the edge of chaos before the first training batch, which the first layer is matched to."""
+"""Draw weights at the edge of chaos before the first training batch, and match the first layer to that batch."""
 
 from collections.abc import KeysView
 from contextlib import AbstractContextManager
@@ -17,29 +17,30 @@ __all__ = ["EdgeOfChaosInitCallback"]
 class EdgeOfChaosInitCallback(FirstBatchInit):
     """Draw all weights and biases anew at the edge of chaos of the network's activation (Price et al., ICLR 2024).
 
-    Happens once, at the first training batch of a fresh run, where :class:`~lcw_lightning.MinibatchInitCallback` would
-    rescale weights: not on resume, nor for weights that were loaded in the ways which that one knows of. What is drawn
-    is what :func:`~lcw_lightning.edge_of_chaos_init_` draws: Linear and convolutions, the output layer included,
-    under ``lcw`` and ``cwn`` with zero-sum weights. The first layer is matched to the batch in the very forward that
-    trains, with no extra pass. Frozen weights are left alone. Under DDP all ranks get the weights of rank 0, matched to
-    the union of their batches. A compiled network runs that one batch eagerly.
+    The callback acts once, at the first training batch of a fresh run. Like
+    :class:`~lcw_lightning.MinibatchInitCallback` it does nothing on resume and for loaded weights that it recognizes.
+    As :func:`~lcw_lightning.edge_of_chaos_init_` does, it draws the weights of Linear layers and convolutions, the
+    output layer included; under ``lcw`` and ``cwn`` they are zero-sum. The training forward pass itself matches the
+    first layer to the batch, so no extra pass is needed. Frozen weights do not change. Under DDP all ranks get the
+    weights of rank 0, matched to the union of their batches. A compiled network runs this one batch eagerly.
 
-    The activation is that of the network's activation modules, which must be alike. Where it is applied in another way,
-    call ``edge_of_chaos_init_(module, inputs, activation=...)`` before fit, and leave this callback out.
+    The activation is taken from the network's activation modules, which must be alike. If the network applies it
+    without a module, call ``edge_of_chaos_init_(module, inputs, activation=...)`` before fit, and leave this callback
+    out.
 
     Args:
         weights: ``gaussian``; ``delta_orthogonal`` (Xiao et al. 2018), for Linear and plain convolutions with odd
             kernels; ``none`` leaves all weights as they were drawn.
-        q: Variance of the preactivations, the fixed point of the variance map: that for which sparse activations were
-            made.
+        q: Variance of the preactivations, the fixed point of the variance map. For sparse activations give the q that
+            they were made with.
 
     Raises:
-        ValueError: At setup, beside a MinibatchInitCallback that is on; in the first batch, whatever
-            :func:`~lcw_lightning.edge_of_chaos_init_` raises.
+        ValueError: At setup, if a MinibatchInitCallback is active too; in the first batch, in the cases of
+            :func:`~lcw_lightning.edge_of_chaos_init_`.
 
     Warns:
-        UserWarning: None of the layers ran in the first batch, so none is matched to it; a LearningRateFinder tries its
-            rates on weights that are not drawn yet.
+        UserWarning: None of the layers ran in the first batch, so none is matched to it; or a LearningRateFinder would
+            test learning rates on weights that are not drawn yet.
     """
 
     by_hand = "draw them with edge_of_chaos_init_(module, inputs)"
@@ -66,6 +67,6 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if self.is_active and any(isinstance(c, MinibatchInitCallback) and c.is_active for c in callbacks):
             raise ValueError(
-                "EdgeOfChaosInitCallback draws the weights that MinibatchInitCallback would rescale: turn that one off "
-                "(--minibatch_init.granularity=none), or this one (--edge_of_chaos_init.weights=none)."
+                "EdgeOfChaosInitCallback draws the weights that MinibatchInitCallback would rescale: turn that off "
+                "(--minibatch_init.granularity=none) or this callback (--edge_of_chaos_init.weights=none)."
             )

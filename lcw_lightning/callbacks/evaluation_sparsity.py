@@ -16,25 +16,25 @@ __all__ = ["EvaluationSparsity"]
 class EvaluationSparsity:
     """Log the fraction of activations that are exactly zero, as the metrics ``val/sparsity`` and ``test/sparsity``.
 
-    The fraction is defined as in Price et al. (ICLR 2024): over the whole data set and all ranks; several data sets
-    count as one. It is the mean over layers of the fraction of zeros in their inputs. The layer that is called first is
+    The fraction is defined as in Price et al. (ICLR 2024): the mean over layers of the fraction of zeros in their
+    inputs, over the whole data set and all ranks. Several data sets count as one. The layer that is called first is
     left out, because its input is the data, so a network of one layer has no such metric. An input is counted as the
-    layer receives it, after any pooling or normalization behind the activation. After a test, loggers also get the
-    fraction of each layer, as ``test_sparsity/layer``.
+    layer receives it, after any pooling or normalization that follows the activation. After a test, the fraction of
+    each layer is logged too, as ``test_sparsity/layer``.
 
     Hooks exist during batches only, and results stay bit for bit the same. Layers inside a TransformerEncoderLayer,
     which torch fuses in evaluation, are not counted.
 
-    A callback calls these methods from its hooks of the same moments.
+    A callback calls these methods from its hooks of the corresponding names.
     """
 
     def __init__(self) -> None:
         self._counting = ExitStack()
         self._sparsity: ActivationSparsity | None = None
-        self._by_layer: dict[str, float] = {}  # of the last evaluation, until a test has logged it
+        self._by_layer: dict[str, float] = {}  # of the last evaluation; emptied once a test has logged it
 
     def start_epoch(self, pl_module: LightningModule, chosen: Container[str]) -> None:
-        """Begin to count the zeros in the inputs of the chosen layers."""
+        """Start to count the zeros in the inputs of the chosen layers."""
         self._sparsity = ActivationSparsity(pl_module, chosen, pl_module.device)
 
     def start_batch(self) -> None:
@@ -47,7 +47,7 @@ class EvaluationSparsity:
         self._counting.close()
 
     def end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the mean over layers as a metric; on every rank."""
+        """Log the mean over layers as a metric. Every rank must call this."""
         by_layer = {} if self._sparsity is None else self._sparsity.by_layer()
         self.stop()
         if not by_layer:
@@ -59,7 +59,7 @@ class EvaluationSparsity:
 
     def end_test(self, trainer: Trainer) -> None:
         """Log the fraction of each layer."""
-        # After the metrics of the test: a CSV file's columns are those of its first row.
+        # After the test metrics, because the first row that is logged sets the columns of a CSV file.
         if self._by_layer and trainer.is_global_zero:
             scalars = {f"test_sparsity/{name}": value for name, value in self._by_layer.items()}
             for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""What callbacks share that initialize weights in the forward of the first training batch."""
+"""The base class of callbacks that initialize weights in the forward pass of the first training batch."""
 
 import warnings
 from collections.abc import KeysView
@@ -20,11 +20,11 @@ __all__ = ["FirstBatchInit"]
 class FirstBatchInit(Callback):
     """Arm the layers of a fresh module before its first training batch, and disarm them after it.
 
-    A module is fresh at step 0 unless it is marked as initialized; it is marked after the batch.
+    A module is fresh at step 0 unless it is marked as initialized. The first batch marks it.
 
     Attributes:
-        by_hand: The function that does the same to a module before fit, and what it does: a message says so.
-        if_missed: What becomes of layers that the first batch did not reach: a message says so.
+        by_hand: How to do the same by hand before fit, as advice in a warning.
+        if_missed: The consequence for layers that the first batch did not reach, for a warning.
     """
 
     by_hand: ClassVar[str]
@@ -36,11 +36,11 @@ class FirstBatchInit(Callback):
 
     @property
     def is_active(self) -> bool:
-        """Whether the settings ask for anything."""
+        """Whether the settings ask for an initialization."""
         raise NotImplementedError
 
     def armed(self, module: LightningModule) -> AbstractContextManager[KeysView[str]]:
-        """Return the context in which layers initialize themselves; it gives the names of those not yet reached."""
+        """Return the context in which layers initialize themselves; it yields the names of those not yet reached."""
         raise NotImplementedError
 
     @override
@@ -48,7 +48,7 @@ class FirstBatchInit(Callback):
         finders = [c for c in trainer.callbacks if is_a(c, LearningRateFinder)]  # type: ignore[attr-defined]
         if finders and self.is_active and stage == "fit" and _is_fresh(trainer, pl_module):
             warnings.warn(
-                f"LearningRateFinder tries its rates before the first batch initializes the weights; {self.by_hand} "
+                f"LearningRateFinder tests rates before the first batch initializes the weights; {self.by_hand} "
                 f"before fit, and leave {type(self).__name__} out.",
                 stacklevel=2,
             )
@@ -72,7 +72,7 @@ class FirstBatchInit(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._disarm()  # a module that skips its first batch never ends it
+        self._disarm()  # on_train_batch_end is not called for a batch that the module skips
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -90,5 +90,5 @@ class FirstBatchInit(Callback):
 
 
 def _is_fresh(trainer: Trainer, pl_module: LightningModule) -> bool:
-    # Not trainer.ckpt_path: Lightning's tuners leave there what they restored, the untrained weights.
+    # Not trainer.ckpt_path: Lightning's tuners leave there the checkpoint of untrained weights that they restored.
     return trainer.global_step == 0 and not is_initialized(pl_module)

@@ -1,4 +1,4 @@
-"""Let a callback outlive its run without the module that it served."""
+"""Remove a callback's references to the module of a finished run."""
 
 from lightning.pytorch import Callback
 
@@ -6,9 +6,9 @@ __all__ = ["forget_module"]
 
 
 def forget_module(callback: Callback) -> None:
-    """Take the module's log methods off, which Lightning puts on every callback of a run and leaves there.
+    """Remove the module's log methods, which Lightning sets on every callback of a run and leaves there.
 
-    A pickle or a deep copy of the callback would take the whole module along.
+    With them a pickle or a deep copy of the callback would contain the whole module.
     """
     for name in ("log", "log_dict"):
         vars(callback).pop(name, None)

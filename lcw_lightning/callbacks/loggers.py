@@ -1,4 +1,4 @@
-"""Calls in which Lightning's loggers differ: many scalars at once, images, histograms, charts of many lines."""
+"""Calls that differ between Lightning's loggers: many scalars at once, images, histograms, charts of many lines."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ __all__ = ["lay_out_charts", "log_histograms", "log_images", "log_scalars", "tak
 
 def log_scalars(logger: Logger, scalars: Mapping[str, float], step: int) -> None:
     """Log scalars by tag; to TensorBoard as one event, because one per scalar takes longer than a training step."""
-    # TensorBoard takes long to import, and Lightning too waits with it until something is logged.
+    # TensorBoard takes long to import, so it is imported only when something is logged, as Lightning does.
     from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
@@ -29,7 +29,7 @@ def log_scalars(logger: Logger, scalars: Mapping[str, float], step: int) -> None
 
 
 def takes_images(logger: Logger) -> bool:
-    """Return whether :func:`log_images` can log to it: TensorBoard, MLflow, or a ``log_image`` as W&B's logger has."""
+    """Return whether :func:`log_images` supports the logger: TensorBoard, MLflow, or any with W&B's ``log_image``."""
     return _writer(logger) is not None or is_a(logger, MLFlowLogger) or hasattr(logger, "log_image")
 
 

@@ -1,4 +1,4 @@
-"""Initialize weights from the first training batch, in the very forward that trains."""
+"""Initialize weights from the first training batch, in the forward pass that trains."""
 
 from collections.abc import KeysView
 from contextlib import AbstractContextManager
@@ -16,29 +16,30 @@ __all__ = ["MinibatchInitCallback"]
 class MinibatchInitCallback(FirstBatchInit):
     """Rescale each layer on its first training input, so that preactivations have ``target_std`` (Section 4.3).
 
-    Happens once, during the first training batch of a fresh run, never on resume, in a second fit of the same module,
-    nor for a module that :func:`~lcw_lightning.load_from_checkpoint` made, nor for an
-    :class:`~lcw_lightning.ImageClassifier` that was loaded in any way; another module with loaded weights looks fresh,
-    so leave this callback off there. There is no extra batch and no extra pass through the
-    network. Biases start at zero. Frozen weights are left alone. Under DDP every rank uses the statistics of the union
-    of their batches. A compiled network runs that one batch eagerly.
+    The callback acts once, during the first training batch of a fresh run, without an extra batch or an extra pass
+    through the network. It does nothing on resume, in a second fit of the same module, for a module made by
+    :func:`~lcw_lightning.load_from_checkpoint`, and for an :class:`~lcw_lightning.ImageClassifier` that was loaded in
+    any way. It cannot recognize other modules with loaded weights, so do not use it with them. Biases start at zero.
+    Frozen weights do not change. Under DDP every rank uses the statistics of the union of all ranks' batches. A
+    compiled network runs this one batch eagerly.
 
-    Weights under ``wn`` and ``cwn`` start as Salimans & Kingma have it: each unit's gain and bias are set so that its
-    preactivation has mean zero and ``target_std``. Weights under ``sn``, whose norm is 1 for good, and their layers'
-    biases keep what they were drawn as.
+    Weights under ``wn`` and ``cwn`` are initialized as in Salimans & Kingma: each unit's gain and bias are set so that
+    its preactivation has mean zero and ``target_std``. Weights under ``sn``, whose norm is always 1, and their layers'
+    biases keep the values that they were drawn with.
 
     Args:
         target_std: Standard deviation of the preactivations over the minibatch.
-        granularity: ``layer`` scales a layer by one factor, activation shift included in its std; ``unit`` scales each
-            unit by its own, as ``wn`` and ``cwn`` do under both; ``none`` leaves all weights as they were drawn.
+        granularity: ``layer`` scales a layer by one factor, where the std includes the activation shift; ``unit``
+            scales each unit by its own factor; ``wn`` and ``cwn`` always do the latter; ``none`` leaves all weights as
+            they were drawn.
 
     Raises:
         ValueError: In the first batch, for a layer whose preactivation is constant or not finite, or whose
-            parametrization cannot hold a rescaled weight, such as a spectral_norm of the user's own.
+            parametrization cannot hold a rescaled weight, such as a user's spectral_norm.
 
     Warns:
-        UserWarning: Layers that the first batch did not reach keep their weights; a LearningRateFinder tries its rates
-            on weights that are not initialized yet.
+        UserWarning: The first batch did not reach some layers, which keep their weights; or a LearningRateFinder would
+            test learning rates on weights that are not initialized yet.
     """
 
     by_hand = "rescale them with minibatch_init_(module, inputs)"

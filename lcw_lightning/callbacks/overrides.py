@@ -9,9 +9,9 @@ __all__ = ["Overrides"]
 
 
 class Overrides:
-    """Methods that stand in for those of single objects, until :meth:`restore` or the end of a ``with`` block.
+    """Replace methods of single objects, until :meth:`restore` or the end of a ``with`` block.
 
-    Deep copies and pickles of such an object have its own method, and those of the overrides are empty.
+    A deep copy or pickle of such an object has its original method. A copy or pickle of the overrides is empty.
 
     Example:
         >>> class Greeter:
@@ -30,11 +30,11 @@ class Overrides:
         self._added: list[_Override] = []
 
     def add(self, instance: object, name: str, function: Callable[..., Any]) -> None:
-        """Let ``instance.name(...)`` be ``function(method, ...)``, where ``method`` is what it was."""
+        """Make ``instance.name(...)`` call ``function(method, ...)``, where ``method`` is the previous method."""
         self._added.append(_Override(instance, name, function))
 
     def restore(self) -> None:
-        """Let every object have its own method again, below the overrides that others have added since."""
+        """Remove these overrides from every object; overrides that others have added since stay."""
         while self._added:
             self._added.pop().remove()
 
@@ -50,7 +50,7 @@ class Overrides:
 
 
 class _Override:
-    """What stands in for one method."""
+    """The replacement of one method."""
 
     def __init__(self, instance: object, name: str, function: Callable[..., Any]) -> None:
         self.instance = instance
@@ -59,7 +59,7 @@ class _Override:
         self.was_on_instance = name in vars(instance)
         self.function = function
         vars(instance)[name] = self
-        # Lightning compares code objects to see whether a module has a hook of its own.
+        # Lightning compares code objects to see whether a module overrides a hook.
         self.__code__ = type(self).__call__.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +80,7 @@ class _Override:
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy of the object, or a pickled one, gets the method itself, bound to the copy.
+        # A copy or pickle of the object gets the original method, bound to the copy.
         return _itself, (self.method,)
 
 

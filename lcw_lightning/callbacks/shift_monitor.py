@@ -23,7 +23,7 @@ __all__ = [
     "ShiftMonitor",
 ]
 
-PLOTTED_SAMPLES = (0, *(4**power for power in range(1, 20)))  # and the last one
+PLOTTED_SAMPLES = (0, *(4**power for power in range(1, 20)))  # and the last sample
 
 
 class ShiftMonitor(Callback):
@@ -31,10 +31,10 @@ class ShiftMonitor(Callback):
 
     Layers are Linear and Bilinear layers, convolutions, recurrent layers and attention, as described at
     :class:`~lcw_lightning.observation.observed_layers.ObservedLayer`. The statistics are defined at
-    :class:`~lcw_lightning.observation.statistics.Statistic`. They are those of one training batch (under DDP, of the
-    union of all ranks' batches) and of the weights that it used. Hooks exist during a sampled step only, other steps
-    cost nothing, and training is bit for bit the same with and without the monitor. It works with every Lightning
-    logger. A compiled network runs the sampled steps eagerly. ``gradient_std`` belongs to the mean loss over the
+    :class:`~lcw_lightning.observation.statistics.Statistic`. They are computed from one training batch (under DDP, from
+    the union of all ranks' batches) and the weights that it used. Hooks exist during a sampled step only, so other
+    steps cost nothing. Training is bit for bit the same with and without the monitor. It works with every Lightning
+    logger. A compiled network runs the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the
     sampled batch, independent of loss scaling, gradient accumulation and the number of ranks.
 
     In TensorBoard, "Custom scalars" shows one chart per statistic, with all layers in it. Loggers that take images
@@ -45,15 +45,15 @@ class ShiftMonitor(Callback):
 
     Validation and test log ``val/sparsity`` and ``test/sparsity``, the fraction of exact zeros over the whole data set,
     as defined at :class:`~lcw_lightning.callbacks.evaluation_sparsity.EvaluationSparsity`. They are not counted in a
-    network that torch has compiled, which stays compiled.
+    compiled network, which stays compiled.
 
     Args:
-        every_n_steps: Sample one training step in this many optimizer steps, from step 0 on; 0 samples none.
+        every_n_steps: Sample every n-th optimizer step, from step 0 on; 0 samples none.
         figures: Plot figures.
         histograms: Log histograms of z and dL/dz of every layer to TensorBoard, at every sample.
         include: Glob patterns on weight names ``layer.weight``, such as ``network.*``.
         exclude: Glob patterns of weights to leave out.
-        sparsity: Log ``val/sparsity`` and ``test/sparsity``. Unless given, they are logged if steps are sampled.
+        sparsity: Log ``val/sparsity`` and ``test/sparsity``. By default they are logged if steps are sampled.
 
     Raises:
         ValueError: ``every_n_steps`` is negative, or, at the first sample or evaluation, a pattern matches no weight. A
@@ -92,7 +92,7 @@ class ShiftMonitor(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        # With accumulated gradients several batches share a step: the first is the sample.
+        # With accumulated gradients several batches share a step; the first of them is sampled.
         if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
             return
         self._sampled_step = step

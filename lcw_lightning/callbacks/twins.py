@@ -1,4 +1,4 @@
-"""lightning.pytorch and pytorch_lightning are one code under two names, whose classes are strangers to each other."""
+"""Treat classes of lightning.pytorch and pytorch_lightning alike: the same code, but unrelated classes."""
 
 from typing import TypeGuard, TypeVar
 
@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 def is_a(instance: object, *classes: type[_T]) -> TypeGuard[_T]:
-    """Return whether an object is of one of Lightning's classes, or of its twin in the other package.
+    """Return whether an object is of one of Lightning's classes, or of the same class in the other package.
 
     Example:
         >>> from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
@@ -23,11 +23,11 @@ def is_a(instance: object, *classes: type[_T]) -> TypeGuard[_T]:
 
 
 def is_overridden(method: str, module: LightningModule) -> bool:
-    """Return whether a module, of either package, has a method of its own in place of Lightning's."""
+    """Return whether a module, of either package, overrides a method of LightningModule."""
     parent = next(base for base in type(module).__mro__ if _name(base) == _name(LightningModule))
     return model_helpers.is_overridden(method, module, parent)
 
 
 def _name(cls: type) -> str:
-    """Return where a class is defined, with one name for both packages."""
+    """Return the full name of a class, the same for both packages."""
     return f"{cls.__module__}.{cls.__qualname__}".replace("pytorch_lightning.", "lightning.pytorch.", 1)

@@ -1,6 +1,7 @@
-"""Checkpoints: constrained and plain ones load into each other, whole or not at all, and leave as plain files.
+"""Checkpoints: load constrained and plain ones into each other, all or nothing, and export plain files.
 
-May constrain a network as a record says. It knows of LightningModule, and nothing of callbacks or the command line.
+Loading may constrain a network as the record in a checkpoint says. These modules use LightningModule, but no callbacks
+and no command line.
 """
 
 from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO

@@ -1,4 +1,4 @@
-"""Load a state dict whole or not at all."""
+"""Load a state dict completely or not at all."""
 
 import textwrap
 from collections.abc import Callable
@@ -14,16 +14,16 @@ __all__ = ["describe_misfit", "load_all_or_nothing"]
 def load_all_or_nothing(model: nn.Module, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return ``load(...)``, such as ``model.load_state_dict``; if it fails, the tensors of ``model`` are as they were.
 
-    Torch loads what fits before it raises. Takes memory for a copy of the model while it loads.
+    Torch loads the tensors that fit before it raises, so this keeps a copy of the model in memory while it loads.
 
     Args:
-        model: Whose parameters and buffers are loaded.
-        load: What loads them.
+        model: The module whose parameters and buffers are loaded.
+        load: The function that loads them.
         args: Its arguments.
         kwargs: Its keyword arguments.
 
     Raises:
-        ValueError: The state dict does not fit; says in one message what.
+        ValueError: The state dict does not fit; one message lists all misfits.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ def load_all_or_nothing(model: nn.Module, load: Callable[..., Any], *args: Any, 
 
 
 def describe_misfit(error: Exception) -> str:
-    """Return what torch says did not fit, in one paragraph; nothing for an error of another kind.
+    """Return in one paragraph what did not fit according to torch's error; empty for an error of another kind.
 
     Example:
         >>> describe_misfit(RuntimeError("Error(s) in loading state_dict for Linear: Missing key(s): bias."))

@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or not there."""
+"""Write checkpoint files atomically: a file is complete or does not exist."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ __all__ = ["AtomicCheckpointIO"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, each put in place whole, whenever the process is killed or the power fails.
+    """Write Lightning's checkpoint files atomically, even if the process is killed or the power fails.
 
-    Lightning's own plugin writes into the system's temporary folder and moves the file, which across file systems is a
-    copy that a kill can cut short. Paths with ``://`` go Lightning's way.
+    Lightning's own plugin writes into the system's temporary folder and moves the file. Across file systems such a move
+    is a copy, which a kill can interrupt. Lightning's own plugin still writes paths with ``://``.
 
     Example:
         >>> from lightning.pytorch import Trainer

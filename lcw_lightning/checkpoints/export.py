@@ -1,4 +1,4 @@
-"""Networks as plain files, each checked against the live network before it is put in place."""
+"""Export networks to plain files, and check each file against the network before it is put in place."""
 
 import copy
 import importlib.util
@@ -23,26 +23,26 @@ __all__ = ["check_exportable", "export"]
 def export(network: nn.Module, path: str | os.PathLike[str], *example_inputs: Tensor) -> Path:
     """Write ``network``, folded to plain weights, into a file that computes the same outputs in eval mode.
 
-    The suffix decides what is written: ``.safetensors`` and ``.pt`` hold the plain state dict, which loads into the
-    network as it was before :func:`~lcw_lightning.constrain`; ``.pt2`` (:func:`torch.export.load`) and ``.onnx`` hold
-    the computation too, for any batch size. All tensors are on the CPU. The file is read back and run on random
-    inputs, and only put in place if its outputs are those of the live network, within two thirds of their dtype's
-    digits. The network itself, its modes and the random number generators stay as they were.
+    The suffix selects the format: ``.safetensors`` and ``.pt`` hold the plain state dict, which loads into the
+    unconstrained network; ``.pt2`` (:func:`torch.export.load`) and ``.onnx`` hold the computation too, for any batch
+    size. All tensors are on the CPU. The file is read back, run on random inputs and put in place only if its outputs
+    equal those of the network to two thirds of their dtype's digits. The network, its train and eval modes and the
+    random number generators do not change.
 
     Args:
         network: Any module, constrained or not.
-        path: Where the file will be. An older one is replaced once the new one is checked.
-        example_inputs: What ``network`` takes, each of shape ``(batch, ...)``. Shape and dtype count, values only
-            where they are whole numbers: random inputs are then drawn from them.
+        path: The file to write. An existing file is replaced once the new one is checked.
+        example_inputs: Inputs of ``network``, each of shape ``(batch, ...)``. Only shape and dtype are used, except for
+            integer inputs: the random inputs are then drawn from their values.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: Unknown suffix, a network that does not run on such inputs, or a file that computes something else,
-            as that of a network whose eval output is random. Nothing is written then.
+        ValueError: The suffix is unknown, the network does not run on such inputs, or the file computes other outputs,
+            as for a network whose eval output is random. No file is written then.
         RuntimeError: The exporter, or the runtime that checks the file, cannot take the network.
-        ModuleNotFoundError: ``.onnx`` without the extra ``onnx``.
+        ModuleNotFoundError: The suffix is ``.onnx`` and the extra ``onnx`` is not installed.
 
     Example:
         >>> import tempfile
@@ -57,7 +57,7 @@ def export(network: nn.Module, path: str | os.PathLike[str], *example_inputs: Te
     check_exportable(path)
     write = FORMATS[Path(path).suffix]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        # Not 1: tracing would take it for a constant. Two sizes: only a dynamic batch dimension runs both.
+        # Not 1, which tracing would treat as a constant. Two sizes, which only a dynamic batch dimension accepts.
         batches = [[_random_batch(example, size) for example in example_inputs] for size in (3, 5)]
         plain = fold(network).cpu().eval()
         try:
@@ -78,14 +78,14 @@ def check_exportable(path: str | os.PathLike[str]) -> None:
     """Raise if :func:`export` cannot write such a file.
 
     Raises:
-        ValueError: Unknown suffix, or no place for a file.
-        ModuleNotFoundError: ``.onnx`` without the extra ``onnx``.
+        ValueError: The suffix is unknown, or no file can be written at this path.
+        ModuleNotFoundError: The suffix is ``.onnx`` and the extra ``onnx`` is not installed.
     """
     if Path(path).suffix not in FORMATS:
         raise ValueError(f"export writes {', '.join(FORMATS)}; got {os.fspath(path)!r}.")
     if Path(path).is_dir() or any(parent.is_file() for parent in Path(path).parents):
         raise ValueError(
-            f"export cannot write {os.fspath(path)!r}: it is a folder, or lies in a file; name a new file."
+            f"export cannot write {os.fspath(path)!r}: it is a folder, or a parent of it is a file; name a new file."
         )
     if Path(path).suffix == ".onnx":
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -99,7 +99,7 @@ def _random_batch(example: Tensor, size: int) -> Tensor:
     shape = (size, *example.shape[1:])
     if example.is_floating_point():
         return torch.randn(shape, dtype=example.dtype)
-    # Whole numbers name things, such as tokens, and only those in the example are known to be valid.
+    # Integers are indices, such as tokens, and only those in the example are known to be valid.
     return example.cpu().flatten()[torch.randint(example.numel(), shape)]
 
 
@@ -115,20 +115,20 @@ def _check_agreement(actual: list[Tensor], expected: list[Tensor], path: str | o
         for got, wanted in zip(actual, expected, strict=True):
             whole = not (wanted.is_floating_point() or wanted.is_complex())
             tolerance = 0.0 if whole else torch.finfo(wanted.dtype).eps ** (2 / 3)
-            # Relative to the largest output: a small one may be the difference of large terms.
+            # Relative to the largest output, because a small one may be the difference of large terms.
             scale = wanted.abs().double().nan_to_num(posinf=0).max().item()
             torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance * scale)
     except (AssertionError, ValueError) as error:
         raise ValueError(
-            f"{os.fspath(path)!r} was not written, because read back it does not compute what the live network does. "
+            f"{os.fspath(path)!r} was not written, because the file does not compute the same outputs as the network. "
             f"{error}\nIs the network's output in eval mode random, NaN, or different from call to call?"
         ) from error
 
 
 def _write_safetensors(plain: nn.Module, _: Sequence[Tensor], path: Path) -> Callable[..., Any]:
-    # The format takes no tensors that share memory, and no strides. Tied ones are written under each of their names.
+    # The format has no shared memory and no strides, so tied tensors are written under each of their names.
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in plain.state_dict().items()}
-    # Its own save_file lets only the owner read the file.
+    # Not its save_file, whose files only the owner may read.
     path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     return _loaded(plain, safetensors.torch.load_file(path))
 
@@ -147,7 +147,7 @@ def _write_onnx(plain: nn.Module, inputs: Sequence[Tensor], path: Path) -> Calla
     import onnxruntime  # noqa: PLC0415  # an extra
 
     with _quiet_recurrent_layers():
-        # Not optimized: that gives parameters other names, and every runtime optimizes what it loads.
+        # Not optimized: optimization renames parameters, and every runtime optimizes a model when it loads it.
         program = torch.onnx.export(_program(plain, inputs), dynamo=True, optimize=False, verbose=False)
     assert program is not None
     program.save(path, external_data=False)
@@ -169,20 +169,20 @@ def _loaded(plain: nn.Module, state_dict: dict[str, Any]) -> nn.Module:
 def _program(plain: nn.Module, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
     dynamic_batch = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
     with _quiet_recurrent_layers():
-        # Not strict, which older versions of torch are by default: Dynamo would refuse to trace in a long process.
+        # strict=True, the default of older versions of torch, makes Dynamo refuse to trace in a long process.
         return torch.export.export(plain, tuple(inputs), dynamic_shapes=dynamic_batch, strict=False)
 
 
 @contextmanager
 def _quiet_recurrent_layers() -> Iterator[None]:
     with warnings.catch_warnings():
-        # Both come from torch's own tracing of torch's own recurrent layers, where a user can change nothing.
+        # Torch's tracing of its own recurrent layers gives both warnings, and a user cannot avoid them.
         warnings.filterwarnings("ignore", message="(?s).*_flat_weights.* assigned during export")
         warnings.filterwarnings("ignore", message="_check_is_size will be removed", category=FutureWarning)
         yield
 
 
-# Each writes the file, reads it back, and returns what then computes the outputs.
+# Each function writes the file, reads it back and returns a function that computes its outputs.
 FORMATS: dict[str, Callable[[nn.Module, Sequence[Tensor], Path], Callable[..., Any]]] = {
     ".safetensors": _write_safetensors,
     ".pt": _write_state_dict,

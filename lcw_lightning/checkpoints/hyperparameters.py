@@ -1,4 +1,4 @@
-"""Networks among a checkpoint's hyperparameters: the file holds them plain, as that of a plain run would."""
+"""Save networks among a checkpoint's hyperparameters with plain weights, as a run without constraints does."""
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -16,10 +16,10 @@ _KEYS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKP
 
 
 def fold_hyperparameters(checkpoint: MutableMapping[str, Any]) -> None:
-    """Put plain copies in place of constrained networks that ``save_hyperparameters()`` has taken into a checkpoint.
+    """Replace constrained networks that ``save_hyperparameters()`` has put into a checkpoint by plain copies.
 
-    Networks are found in dicts, lists and tuples. Those of the module and of the data module stay as they are, and what
-    they share their copies share too.
+    Networks are found in dicts, lists and tuples. The networks of the module and of the data module do not change.
+    Parameters that are shared stay shared in the copies.
 
     Example:
         >>> from lcw_lightning import constrain
@@ -33,7 +33,7 @@ def fold_hyperparameters(checkpoint: MutableMapping[str, Any]) -> None:
     held = {key: checkpoint[key] for key in _KEYS if key in checkpoint}
     networks = {id(network): network for network in _networks(held)}
     if any(constrained_weights(network) for network in networks.values()):
-        folded = fold(nn.ModuleList(networks.values()))  # together, for what they share
+        folded = fold(nn.ModuleList(networks.values()))  # together, so that shared parameters stay shared
         checkpoint.update(_replaced(held, dict(zip(networks, folded, strict=True))))  # type: ignore[call-overload]
 
 
@@ -46,7 +46,7 @@ def _networks(value: Any) -> Iterator[nn.Module]:
 
 
 def _replaced(value: Any, networks: Mapping[int, nn.Module]) -> Any:
-    """Return a copy of nested containers with other networks in place of those with these ids."""
+    """Return a copy of nested containers in which the networks with these ids are replaced."""
     if isinstance(value, dict):
         copied = copy.copy(value)
         copied.update({key: _replaced(item, networks) for key, item in value.items()})

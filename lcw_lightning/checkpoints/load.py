@@ -1,4 +1,4 @@
-"""Constrained and plain checkpoints load into each other, safely and bit for bit."""
+"""Load constrained and plain checkpoints into each other, safely and bit for bit."""
 
 import copy
 import os
@@ -36,21 +36,21 @@ def load_from_checkpoint(
 ) -> _Module:
     """Load a LightningModule with its weights and constraints, bit for bit as they were saved.
 
-    Does what ``module_class.load_from_checkpoint`` does, which fails on constrained weights unless the class itself
-    restores them; plain checkpoints load too. :func:`~lcw_lightning.fold` makes a plain module of the result, and
-    :class:`~lcw_lightning.MinibatchInitCallback` leaves its weights alone.
+    It replaces ``module_class.load_from_checkpoint``, which fails on constrained weights unless the class itself
+    restores them. Plain checkpoints load too. :func:`~lcw_lightning.fold` turns the result into a plain module, and
+    :class:`~lcw_lightning.MinibatchInitCallback` does not rescale its weights.
 
     Args:
-        module_class: The class that was trained, which need not know of constraints.
+        module_class: The class that was trained, which needs no code for constraints.
         path: The checkpoint, a local path or a URL.
-        map_location: Where tensors go, as in :func:`torch.load`.
-        weights_only: Off, anything that the file holds is unpickled, which runs its code.
+        map_location: The device of the tensors, as in :func:`torch.load`.
+        weights_only: If False, the whole file is unpickled, which may run code that it contains.
         kwargs: Arguments of the class, which override its saved hyperparameters, and Lightning's ``strict`` and
             ``hparams_file``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no whole and safe checkpoint, is in another basis, or belongs to another model.
+        ValueError: The file is not a complete and safe checkpoint, has another basis, or belongs to another model.
 
     Example:
         >>> import tempfile
@@ -97,8 +97,8 @@ def _load_by_class(module_class: type[_Module], path: str | Path, weights_only: 
     except TypeError as error:
         if "weights_only" not in str(error):
             raise
-        # A load_from_checkpoint of the class's own may not take this argument, or give Lightning one itself. What the
-        # file holds was found to be as safe as weights_only asks for when it was read before.
+        # If the class overrides load_from_checkpoint, that may not accept this argument, or may pass its own to
+        # Lightning. The file is as safe as weights_only asks, since it was read with that setting before.
         return module_class.load_from_checkpoint(path, **kwargs)
 
 
@@ -106,7 +106,7 @@ def _load_by_class(module_class: type[_Module], path: str | Path, weights_only: 
 def _file_for_class(
     path: str | os.PathLike[str], record: Record, plain_checkpoint: Mapping[str, Any]
 ) -> Iterator[str | Path]:
-    """Give the path of a file with the plain checkpoint, which the class may read twice."""
+    """Yield the path of a file with the plain checkpoint, which the class may read twice."""
     as_given = Path if isinstance(path, Path) else os.fspath
     if not record.parametrized:
         yield as_given(path)
@@ -119,20 +119,20 @@ def _file_for_class(
 
 @torch.no_grad()
 def _plain_state_dict(record: Record, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict with each constrained weight in place of what was trained, as far as that was saved."""
-    plain: dict[str, Tensor] = copy.copy(state_dict)  # with the versions of modules beside it
+    """Return the state dict with the weights in place of their trained coordinates, as far as those were saved."""
+    plain: dict[str, Tensor] = copy.copy(state_dict)  # copy.copy keeps the versions of modules
     for name, saved in record.parametrized.items():
         key = f"{parametrization_key(name)}."
         held = {held.removeprefix(key): plain.pop(held) for held in list(plain) if held.startswith(key)}
         if not held:
-            continue  # modules may leave frozen weights out
+            continue  # modules may save no frozen weights
         weight = torch.empty(saved.weight_shape, device="meta")
         constraint = PARAMETRIZATIONS[saved.kind](weight, saved.transposed_groups).eval()
         originals, buffers = right_inverse(constraint, weight), dict(constraint.named_buffers())
         wanted = {**originals, **{f"0.{buffer}": value for buffer, value in buffers.items()}}
         if {part: value.shape for part, value in held.items()} != {part: value.shape for part, value in wanted.items()}:
             shape = list(saved.weight_shape)
-            raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} make no weight of shape {shape}.")
+            raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} give no weight of shape {shape}.")
         constraint.load_state_dict({buffer: held[f"0.{buffer}"] for buffer in buffers}, assign=True)
         plain[name] = constraint(*(held[original] for original in originals))
     return plain
@@ -142,7 +142,7 @@ def _plain_state_dict(record: Record, state_dict: dict[str, Tensor]) -> dict[str
 def _restore_exactly(
     model: nn.Module, record: Record, state_dict: Mapping[str, Tensor], plain: Mapping[str, Tensor]
 ) -> None:
-    """Undo the rounding of what was trained, which went through the plain weight."""
+    """Copy the trained coordinates exactly, since loading through the plain weight has rounded them."""
     weights = named_weights(model, remove_duplicate=False)
     for name in record.parametrized:
         if name not in plain or not computes_as_its_kind(weights[name]):
@@ -151,7 +151,7 @@ def _restore_exactly(
         originals = dict(held.named_parameters(recurse=False))
         like = next(iter(originals.values()))
         rounded = right_inverse(held[0], plain[name].to(like))
-        # Otherwise the module's own on_load_checkpoint has changed the weight.
+        # If it differs, the module's on_load_checkpoint has changed the weight on purpose.
         if all(torch.allclose(originals[key], rounded[key], rtol=0, atol=0, equal_nan=True) for key in originals):
             for key, value in {**originals, **dict(held.named_buffers())}.items():
                 value.copy_(state_dict[f"{parametrization_key(name)}.{key}"])

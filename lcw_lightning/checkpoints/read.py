@@ -17,17 +17,17 @@ def read_checkpoint(
 
     Args:
         path: A local path or a URL.
-        map_location: Where tensors go, as in :func:`torch.load`.
-        weights_only: Off, anything that the file holds is unpickled, which runs its code.
+        map_location: The device of the tensors, as in :func:`torch.load`.
+        weights_only: If False, the whole file is unpickled, which may run code that it contains.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no whole and safe checkpoint, or a sharded one.
+        ValueError: The file is not a complete and safe checkpoint, or the checkpoint is sharded.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
         raise ValueError(
-            f"{path!r} is a folder: a sharded checkpoint, which only the strategy that wrote it reads. Resume it there "
+            f"{path!r} is a folder: a sharded checkpoint, which only its own strategy can read. Resume it there "
             "with save_distributed_checkpoint=False, which writes one file."
         )
     if "://" not in path and not os.path.isfile(path):
@@ -36,7 +36,7 @@ def read_checkpoint(
         try:
             checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only)
             whole = "state_dict" in checkpoint and "pytorch-lightning_version" in checkpoint
-        except Exception as error:  # torch.load raises whatever the bytes lead it to
+        except Exception as error:  # torch.load may raise anything on other bytes
             if named := re.search(r"GLOBAL (\S+)", str(error)):
                 raise ValueError(
                     f"{path!r} holds {named[1]}, which is more than tensors and plain values and may run code, so it "

@@ -22,7 +22,7 @@ _KEY = "lcw_lightning"
 
 @dataclass(frozen=True)
 class ParametrizedWeight:
-    """What is needed to parametrize a weight again: its kind of constraint, its shape and where its units lie."""
+    """The data for parametrizing a weight again: its kind of constraint, its shape and the layout of its units."""
 
     kind: str
     weight_shape: tuple[int, ...]
@@ -31,17 +31,17 @@ class ParametrizedWeight:
 
 @dataclass(frozen=True)
 class Record:
-    """Which weights were constrained when a checkpoint was saved, by name; those of a plain checkpoint are none."""
+    """The names of the weights that were constrained when a checkpoint was saved; none for a plain checkpoint."""
 
     parametrized: Mapping[str, ParametrizedWeight]
     projected: tuple[str, ...]
 
     def check(self, model: nn.Module) -> None:
-        """Raise unless each weight that the record and ``model`` both constrain is held alike in both.
+        """Raise unless the record and ``model`` constrain the weights that they share in the same way.
 
         Raises:
-            ValueError: The kinds differ: what one kind trains means nothing to another. Or the record has coordinates
-                of a weight that ``model`` holds by projection.
+            ValueError: The kinds differ, so the trained parameters have another meaning; or the record has coordinates
+                of a weight that ``model`` constrains by projection.
         """
         weights = named_weights(model, remove_duplicate=False)
         here = {name: kind_of(weights[name]) for name in self.parametrized if name in weights}
@@ -59,11 +59,11 @@ class Record:
             )
 
     def restore(self, model: nn.Module) -> None:
-        """Constrain what was constrained when the checkpoint was saved, where it is still plain in ``model``.
+        """Constrain the weights that were constrained when the checkpoint was saved and are still plain in ``model``.
 
         Raises:
-            ValueError: The record constrains a weight that the model does not have, has in another shape, has under
-                another kind of constraint or cannot have constrained. The model is then as it was.
+            ValueError: The record constrains a weight that the model does not have, or that has another shape, has
+                another kind of constraint or cannot be constrained. The model is not changed then.
         """
         self.check(model)
         weights = named_weights(model, remove_duplicate=False)
@@ -97,7 +97,7 @@ def save_record(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
             "transposed_groups": constraint.transposed_groups,
         }
         for name, ref in weights.items()
-        if (constraint := constraint_of(ref)) and computes_as_its_kind(ref)  # others are their own module's to register
+        if (constraint := constraint_of(ref)) and computes_as_its_kind(ref)  # other classes are up to the module
     }
     record: dict[str, Any] = {"basis_version": BASIS_VERSION, "constraints": constraints}
     if projected := [name for name, ref in weights.items() if is_projected(ref)]:
@@ -107,11 +107,11 @@ def save_record(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
 
 
 def read_record(checkpoint: Mapping[str, Any]) -> Record:
-    """Return the record of constraints in a checkpoint; that of a plain checkpoint has none.
+    """Return the record of constraints in a checkpoint; it is empty for a plain checkpoint.
 
     Raises:
-        ValueError: It is not of the form that :func:`save_record` writes, has a kind of constraint that this version
-            does not know, or coordinates in another basis.
+        ValueError: The record is not of the form that :func:`save_record` writes, has a kind of constraint that this
+            version does not know, or has coordinates in another basis.
     """
     content = checkpoint.get(_KEY, {})
     constraints: Any = content.get("constraints", {}) if isinstance(content, dict) else None
@@ -158,7 +158,7 @@ def _is_entry(name: object, saved: object) -> bool:
 
 
 def _check_basis(record: Record, checkpoint: Mapping[str, Any]) -> None:
-    """Raise unless this version reads the coordinates, by the record and by what torch keeps beside state dicts."""
+    """Raise if the record or the metadata of the state dict has a basis version that this package cannot read."""
     modules = module_versions(checkpoint.get("state_dict"))
     for name in [name for name, saved in record.parametrized.items() if saved.kind == "lcw"]:
         for version in (

@@ -1,6 +1,6 @@
-"""The command ``lcw``: Lightning's command line with the constraints as flags, and ``analyze`` and ``export`` besides.
+"""The command ``lcw``: Lightning's command line with flags for constraints, and ``analyze`` and ``export`` besides.
 
-May use the whole package; nothing else in it may use the command line.
+It may import the whole package; no other module of the package may import the command line.
 """
 
 import sys
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 
 def main(args: "ArgsType" = None) -> None:
-    """Run ``lcw``, as :func:`lcw_lightning.cli.app.main` does; ``lcw --version`` alone does not wait for torch."""
+    """Run ``lcw``, as :func:`lcw_lightning.cli.app.main` does; ``lcw --version`` does not import torch."""
     if (sys.argv[1:] if args is None else args) == ["--version"]:
         sys.stdout.write(f"lcw {lcw_lightning.__version__}\n")
         return

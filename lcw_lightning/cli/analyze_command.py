@@ -1,4 +1,4 @@
-"""Run one config again and again: under several kinds of constraint, and with several draws of the weights."""
+"""Run one config several times: with several kinds of constraint and with several draws of the weights."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -35,23 +35,23 @@ ONE_STEP: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-"""Settings of a trainer that runs one training step on one device and leaves no trace."""
+"""Settings of a trainer that runs one training step on one device and writes no files."""
 
 
 def check_redraws(kinds: Sequence[str], draws: int, seed: int | bool, ckpt_path: str | None) -> None:
-    """Look whether weights can be drawn as --compare and --draws ask.
+    """Raise if the weights cannot be drawn as --compare and --draws need.
 
     Raises:
-        ValueError: There is nothing to draw, or no seed to draw it from.
+        ValueError: The weights come from a checkpoint, or there is no seed.
     """
-    for asked, flag, what in (
+    for asked, flag, action in (
         (kinds, "--compare", "draws the same weights for each kind"),
         (draws > 1, "--draws", "draws weights of one seed after the other"),
     ):
         if asked and ckpt_path is not None:
             raise ValueError(f"{flag} draws the weights anew, so it takes no --ckpt_path.")
         if asked and seed is False:
-            raise ValueError(f"{flag} {what}, so it needs a seed: --seed_everything=0.")
+            raise ValueError(f"{flag} {action}, so it needs a seed: --seed_everything=0.")
 
 
 def reports_of(
@@ -60,9 +60,9 @@ def reports_of(
     """Return the report of each kind's first draw; with several draws it has a pre-flight check.
 
     Args:
-        make: Returns a trainer and the arguments of its analyze, for a kind of constraint and the number of a draw.
-        kinds: ``""`` is that of the config.
-        draws: Draws of the weights for each kind. They share the data.
+        make: Returns a trainer and the arguments of its analyze for a kind of constraint and a draw's number.
+        kinds: Kinds of constraint; ``""`` stands for the kind in the config.
+        draws: Number of weight draws for each kind. All draws use the same data.
     """
     with Progress(console=Console(stderr=True), transient=True, disable=draws == 1) as progress:
         return {
@@ -89,17 +89,17 @@ def _report(
         for draw in track(range(1, draws)):
             trainer, arguments = make(draw)
             reused.give_to(trainer, arguments)
-            # Not the profile, which holds the whole network.
+            # The profile is dropped, since it references the whole network.
             rows.append(trainer.analyze(**arguments)[1].rows(layers))
     return replace(report, preflight=Preflight.of(rows, layers))
 
 
 class ReusedData:
-    """Data that several runs share: the first one prepares and reads them, and its first batch is that of all.
+    """Data that several runs share: the first run prepares and reads the data, and all runs get its first batch.
 
     Args:
-        datamodule: Of the first run.
-        overrides: Hold the methods that share the data; without them every run reads its own.
+        datamodule: The data module of the first run.
+        overrides: Hold the methods that share the data; after their removal every run reads its own.
     """
 
     def __init__(self, datamodule: LightningDataModule | None, overrides: Overrides) -> None:
@@ -111,7 +111,7 @@ class ReusedData:
                 overrides.add(datamodule, name, partial(self._once, name))
 
     def give_to(self, trainer: Trainer, arguments: dict[str, Any]) -> None:
-        """Let a run that is about to start have this data module, and the first run's batch on its device."""
+        """Give a run that is about to start this data module, and the first run's batch on its device."""
         arguments["datamodule"] = self.datamodule
         self._overrides.add(trainer.strategy, "batch_to_device", self._first_batch)
 

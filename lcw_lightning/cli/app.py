@@ -1,4 +1,4 @@
-"""The command ``lcw``: Lightning's command line with the callbacks as top-level groups."""
+"""The command ``lcw``: Lightning's command line with the callbacks as top-level option groups."""
 
 import inspect
 import logging
@@ -29,7 +29,7 @@ from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from lcw_lightning.checkpoints.export import check_exportable
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.analyze_command import ONE_STEP, check_redraws, reports_of
-from lcw_lightning.cli.first_step_report import Analyst
+from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.cli.parser import LCWParser
 from lcw_lightning.cli.run_config import SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
@@ -44,7 +44,7 @@ GROUPS = {
     "shift_monitor": ShiftMonitor,
 }
 
-# Our own subcommands, methods of CommandTrainer, and the arguments of theirs that are no flags.
+# Our own subcommands, which are methods of CommandTrainer, and their arguments that are not flags.
 COMMANDS = {"export": {"model", "datamodule"}, "analyze": {"model", "datamodule"}}
 
 
@@ -63,7 +63,7 @@ class LCWCLI(LightningCLI):
         parser.set_defaults({"edge_of_chaos_init.weights": "none"})
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
         for flag in ("--model", "--data", "--trainer.strategy"):
-            # jsonargparse would walk every module that any module can hold, or every mesh of devices, without end.
+            # Here jsonargparse would recurse without end, through nested modules or device meshes.
             option(parser, flag).complete = shtab.FILE  # type: ignore[attr-defined]
 
     @override
@@ -79,15 +79,15 @@ class LCWCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "export":
-            # The run's accelerator may not be here, and its logger would start a run.
+            # The run's accelerator may be missing on this machine, and its logger would start a run.
             self.config[self.subcommand].pop("trainer")
         elif self.subcommand == "analyze":
-            # Before anything of theirs is made: a logger may start a run, a strategy's library be missing here.
+            # Before these objects are made: a logger may start a run, and a strategy's library may be missing here.
             for name, value in ONE_STEP.items():
                 self.config.analyze.trainer[name] = value
             self.save_config_callback = None
-            warnings.simplefilter("ignore", PossibleUserWarning)  # Lightning's advice on the run
-            for package in ("pytorch", "fabric"):  # every trainer greets
+            warnings.simplefilter("ignore", PossibleUserWarning)  # Lightning's advice about the run
+            for package in ("pytorch", "fabric"):  # every trainer logs a greeting
                 logging.getLogger(f"lightning.{package}").setLevel(logging.ERROR)
 
     @override
@@ -97,20 +97,20 @@ class LCWCLI(LightningCLI):
         ours = [self._get(self.config_init, group) for group in GROUPS]
         if self.subcommand == "analyze":
             *before, monitor = ours
-            analyst = Analyst(monitor.include, monitor.exclude)
-            # To modules that write to their logger's experiment, DummyLogger is one.
-            callbacks = [*before, analyst]
+            first_step = FirstStepReport(monitor.include, monitor.exclude)
+            # DummyLogger also serves modules that write to their logger's experiment.
+            callbacks = [*before, first_step]
             return super().instantiate_trainer(callbacks=callbacks, logger=DummyLogger())
         users = self._get(self.config_init, "trainer").callbacks or []
-        # Ours first: weight averaging copies what the constraint has made.
+        # Our callbacks come first, because weight averaging must copy the constrained module.
         callbacks = [*ours, *(users if isinstance(users, list) else [users])]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, not a plugin of the user's
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, so the user gave no plugin
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def analyze(self, output: str, ckpt_path: str | None, **kwargs: Any) -> None:
-        """Report on the first training step, under one kind of constraint or several, of one draw or many."""
+        """Report on the first training step, for one or several kinds of constraint and draws of the weights."""
         settings, seed = self.config.analyze, self.config.analyze.seed_everything
         check_redraws(settings.compare, settings.draws, seed, ckpt_path)
 
@@ -130,28 +130,28 @@ class LCWCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        # Lightning's own version lets the checkpoint's hyperparameters override explicit flags, without a word.
+        # Lightning's own version silently lets the checkpoint's hyperparameters override explicit flags.
         arguments = self.config[self.config.subcommand]
         if arguments.ckpt_path is None and self.config.subcommand not in ("fit", "analyze"):
-            rank_zero_warn(f"lcw {self.config.subcommand} without --ckpt_path runs the weights as they are drawn.")
+            rank_zero_warn(f"lcw {self.config.subcommand} without --ckpt_path uses freshly drawn weights.")
         path = arguments.ckpt_path or "last"
         if arguments.weights_only is None:
-            arguments.weights_only = True  # Lightning would unpickle what comes from the web
-        elsewhere = path in ("best", "last", "hpc") or "://" in path or Path(path).is_dir()  # its strategy reads it
+            arguments.weights_only = True  # Lightning would unpickle downloaded files
+        elsewhere = path in ("best", "last", "hpc") or "://" in path or Path(path).is_dir()  # Lightning finds it
         if not elsewhere:
             read_checkpoint(path, map_location="meta", weights_only=arguments.weights_only)
 
     def after_fit(self) -> None:
-        """Test the weights that training ended with, if ``--test_after_fit`` says so."""
+        """Test the final weights if ``--test_after_fit`` is set."""
         if self._get(self.config, "test_after_fit"):
             self.trainer.test(self.model, datamodule=self.datamodule)
 
     def after_predict(self) -> None:
-        """Write this rank's predictions where the run's other files are."""
+        """Write this rank's predictions into the log folder of the run."""
         path = Path(self.trainer.log_dir or ".") / f"predictions_rank{self.trainer.global_rank}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(self.trainer.predict_loop.predictions, path)
-        sys.stdout.write(f"predictions, a list with one entry a batch: {path}\n")
+        sys.stdout.write(f"predictions, a list with one entry per batch: {path}\n")
 
 
 def main(args: ArgsType = None) -> None:
@@ -159,11 +159,11 @@ def main(args: ArgsType = None) -> None:
 
     ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
-    sys.path.insert(0, os.getcwd())  # as python -m does; a script has its own folder there
-    inspect.getmembers(lcw_lightning)  # imports all classes: jsonargparse finds one by name, --data=Digits, only then
+    sys.path.insert(0, os.getcwd())  # as python -m does; a script has its own folder first in the path
+    inspect.getmembers(lcw_lightning)  # imports all classes, so that jsonargparse finds them by name: --data=Digits
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_flush_denormal(True)  # on CPUs, vanishing gradients become denormal, which slows a step thirtyfold
-    # Lightning's own call of a deprecated torch function, which would greet every user.
+    # Lightning itself calls a deprecated torch function, and every user would see the warning.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     try:
         LCWCLI(

@@ -1,4 +1,4 @@
-"""``lcw export``: a checkpoint's network, and inputs to check its file with."""
+"""``lcw export``: load a checkpoint's network, and find inputs for checking the file."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ __all__ = ["example_inputs", "exported_part", "load_weights"]
 
 
 def load_weights(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Load the checkpoint's constraints and weights, these in their own dtype, as a run loads a checkpoint."""
+    """Load the checkpoint's constraints and weights, the weights in their own dtype, as a run does."""
     model.setup("predict")
     model.configure_model()
     _load(model, checkpoint)
 
 
 def _load(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    checkpoint = dict(checkpoint)  # the module's own hook may change it
+    checkpoint = dict(checkpoint)  # the module's hook may change it
     read_record(checkpoint).restore(model)
     model.on_load_checkpoint(checkpoint)
     settings = {"strict": model.strict_loading, "assign": True}
@@ -33,9 +33,9 @@ def _load(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
 def example_inputs(
     model: LightningModule, datamodule: LightningDataModule | None, input_shape: Sequence[int] | None
 ) -> tuple[Tensor, ...]:
-    """Return inputs of ``model``: of the given shape, or its ``example_input_array``, or of a training batch.
+    """Return inputs of ``model``: of the given shape, its ``example_input_array``, or from a training batch.
 
-    Floating-point ones have the dtype of the model's parameters.
+    Floating-point inputs have the dtype of the model's parameters.
     """
     inputs: Any = model.example_input_array
     if input_shape is not None:
@@ -58,7 +58,7 @@ def example_inputs(
 
 
 def exported_part(model: LightningModule, inputs: Sequence[Tensor]) -> nn.Module:
-    """Return the child that holds all of the model's weights and does all of its forward, or else the model."""
+    """Return the child that has all weights and computes the same outputs as the model, or else the model."""
     owners = {key.partition(".")[0] for key in model.state_dict()}
     children = [child for name, child in model.named_children() if owners == {name}]
     if children and (not is_overridden("forward", model) or _same_outputs(children[0], model, inputs)):
@@ -72,7 +72,7 @@ def _same_outputs(part: nn.Module, model: nn.Module, inputs: Sequence[Tensor]) -
         try:
             outputs = [copy.deepcopy(module).eval()(*few) for module in (part, model)]
             torch.testing.assert_close(*outputs, rtol=0, atol=0)
-        except Exception:  # whatever a forward raises; export() will say it of the whole model
+        except Exception:  # a forward may raise anything; export() then reports the error of the whole model
             return False
     return True
 

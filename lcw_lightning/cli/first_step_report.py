@@ -17,10 +17,10 @@ from lcw_lightning.compat import end_fit
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
 
-__all__ = ["Analyst"]
+__all__ = ["FirstStepReport"]
 
 
-class Analyst(Callback):
+class FirstStepReport(Callback):
     """Watch the first training step as ShiftMonitor would, keep the report, and end the run.
 
     Args:
@@ -29,7 +29,7 @@ class Analyst(Callback):
 
     Attributes:
         report: None until the step is done.
-        profile: What that step shows of all layers for a pre-flight check; None until it begins.
+        profile: The observations of all layers in that step, for a pre-flight check; None until it begins.
         load: Called once the module is built and constrained, to load other weights into it.
     """
 
@@ -46,7 +46,7 @@ class Analyst(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.load is not None:
-            # Around what ConstraintCallback, which comes first, has made of it.
+            # ConstraintCallback comes first, so this wraps its override.
             self._overrides.add(pl_module, "configure_model", self._configure_and_load)
 
     def _configure_and_load(self, configure_model: Callable[[], None]) -> None:
@@ -74,7 +74,7 @@ class Analyst(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        end_fit()  # a module that skips its first batch never ends it
+        end_fit()  # on_train_batch_end is not called for a batch that the module skips
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

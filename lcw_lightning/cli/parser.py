@@ -1,4 +1,4 @@
-"""The parser of ``lcw``, whose errors are one message."""
+"""The parser of ``lcw``, which reports an error in one message, without the usage."""
 
 import traceback
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ CLASS_PATH = (
 
 
 class LCWParser(LightningArgumentParser):
-    """A parser whose errors are one message: the usage with its 200 options would bury it."""
+    """A parser that reports an error in one message, because the usage with its 200 options would hide it."""
 
     @override
     def print_usage(self, *args: object, **kwargs: object) -> None:
@@ -25,12 +25,14 @@ class LCWParser(LightningArgumentParser):
 
     @override
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        # Lightning would make a subcommand's required arguments positional, which its own do not have.
+        # Lightning would make required arguments positional, unlike the arguments of its own subcommands.
         added: list[str] = super().add_method_arguments(*args, as_positional=False, **kwargs)
         if "analyze" in args:
-            kinds = "Kinds of constraint to put side by side, each on the same weights and batch."
+            kinds = "Kinds of constraint to compare, each on the same weights and batch."
             self.add_argument("--compare", type=Kind, nargs="+", default=[], help=kinds)
-            draws = "Draws of the weights, of seeds seed, seed + 1 and so on; several add a pre-flight check."
+            draws = (
+                "Number of weight draws, with seeds seed, seed + 1 and so on; more than one adds a pre-flight check."
+            )
             self.add_argument("--draws", type=PositiveInt, default=1, help=draws)
         return added
 
@@ -41,9 +43,9 @@ class LCWParser(LightningArgumentParser):
 
 
 def import_problem(error: BaseException | None) -> str:
-    """Return why a class cannot be had, if an error of jsonargparse has that cause; else nothing.
+    """Return why a class could not be imported, if this caused jsonargparse's error; else an empty string.
 
-    Its own message holds this as one of many lines: what each type that the value might have been says to it.
+    In jsonargparse's own message the cause is one of many lines, one for each type that the value could have had.
     """
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
@@ -53,10 +55,10 @@ def import_problem(error: BaseException | None) -> str:
             if last.name != "import_object":
                 place = f"{last.filename}, line {last.lineno}"
                 return f"importing the class raised {type(error).__name__}: {error} ({place})."
-            if isinstance(error, SyntaxError):  # says the place itself
+            if isinstance(error, SyntaxError):  # its message names the place
                 return f"importing the class raised SyntaxError: {error}."
             return f"{error}. {CLASS_PATH}"
-        if str(error).startswith("Import path "):  # the class is there, but another kind of class
+        if str(error).startswith("Import path "):  # the class exists, but is not of the wanted type
             return f"{error}."
         error = error.__cause__
     return ""

@@ -1,4 +1,4 @@
-"""The ``config.yaml`` that lies beside the logs of a run: how it gets there, and how a checkpoint's is found."""
+"""Write ``config.yaml`` beside the logs of a run, and find the one that belongs to a checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -11,9 +11,10 @@ __all__ = ["SaveConfigBesideLogs", "checkpoint_without_config", "config_of_run"]
 
 
 class SaveConfigBesideLogs(SaveConfigCallback):
-    """Write the run's ``config.yaml`` into its log folder; without a logger there is none, and nothing is written.
+    """Write the run's ``config.yaml`` into its log folder. Without a logger there is no folder, and nothing is written.
 
-    It does not say which checkpoint the run went on from: a ``--ckpt_path`` before ``--config`` would be overridden.
+    The file omits the checkpoint that the run resumed from, since it would override a ``--ckpt_path`` before
+    ``--config``.
     """
 
     @override
@@ -26,7 +27,7 @@ class SaveConfigBesideLogs(SaveConfigCallback):
 
 
 def checkpoint_without_config(flags: list[str]) -> Path | None:
-    """Return what ``--ckpt_path`` names, unless a config or a model is named too."""
+    """Return the path in ``--ckpt_path``, or None if a config or a model is given too."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flags_of_one in (("-c", "--config"), ("--model", "--model.class_path"), ("--ckpt_path",)):
         parser.add_argument(*flags_of_one)
@@ -41,5 +42,5 @@ def config_of_run(checkpoint: Path) -> str:
         raise FileNotFoundError(f"there is no checkpoint {str(checkpoint)!r}.")
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
-        raise FileNotFoundError(f"missing is the config of the run that wrote {checkpoint}: give it by --config.")
+        raise FileNotFoundError(f"the config of the run that wrote {checkpoint} is missing: give it by --config.")
     return str(config)

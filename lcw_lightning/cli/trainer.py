@@ -1,4 +1,4 @@
-"""What ``lcw`` does beyond Lightning's fit, validate, test and predict."""
+"""The subcommands of ``lcw`` beyond Lightning's fit, validate, test and predict."""
 
 import sys
 from functools import partial
@@ -11,14 +11,14 @@ from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.export import export
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.export_command import _load, _submodule, example_inputs, exported_part, load_weights
-from lcw_lightning.cli.first_step_report import Analyst
+from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.weights.freshness import mark_initialized
 
 __all__ = ["CommandTrainer"]
 
 
 class CommandTrainer(Trainer):
-    """Lightning's Trainer with the subcommands that are ours: LightningCLI looks for subcommands in its trainer."""
+    """Lightning's Trainer with our subcommands, because LightningCLI takes subcommands from its trainer's methods."""
 
     def export(
         self,
@@ -33,20 +33,21 @@ class CommandTrainer(Trainer):
         """Write a checkpoint's network with plain weights, as .safetensors, .pt, .pt2 or .onnx.
 
         Args:
-            model: As the config builds it.
-            ckpt_path: The checkpoint, whose weights go into the model. One that lies in a run's folder needs no
-                --config: the run's own is taken.
-            output: The file to write. The suffix is the format: .safetensors and .pt hold weights, .pt2 (torch.export)
-                and .onnx the computation too. An older file stays until the new one is checked against the model.
-            submodule: The part of the model to write, such as network or generator. Unless given, it is the one part
-                that does all that the model's forward does, so that names begin where the network's do; if there is
-                none, the whole model ('' always means the whole).
-            input_shape: Shape of one input, without the batch dimension, such as [3, 32, 32]. Unless given, the
-                model's example_input_array, or else a training batch, tells it.
-            weights_only: False unpickles anything that the checkpoint holds, and so runs its code.
-            datamodule: Gives a training batch.
+            model: The model that the config builds.
+            ckpt_path: The checkpoint with the weights. In a run's folder it needs no --config, because the run's own
+                config is used.
+            output: The file to write. The suffix selects the format: .safetensors and .pt hold weights, .pt2
+                (torch.export) and .onnx the computation too. An existing file stays until the new one is checked
+                against the model.
+            submodule: The part of the model to write, such as network or generator. By default it is the part that
+                computes the same outputs as the model, so that weight names start at the network; if there is none, it
+                is the whole model ('' always means the whole model).
+            input_shape: Shape of one input, without the batch dimension, such as [3, 32, 32]. By default it is taken
+                from the model's example_input_array, or else from a training batch.
+            weights_only: False unpickles the whole checkpoint, which may run code that it contains.
+            datamodule: The data module that gives a training batch.
         """
-        model.trainer = self  # as in any run, since hooks of the model and of the data module may ask it
+        model.trainer = self  # as in any run, since hooks of the model and of the data module may use it
         if datamodule is not None:
             self.datamodule, datamodule.trainer = datamodule, self
         load_weights(model, read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False))
@@ -69,25 +70,25 @@ class CommandTrainer(Trainer):
         minibatch initialization are those of the config; --shift_monitor.include and .exclude choose layers.
 
         Args:
-            model: As the config builds it.
+            model: The model that the config builds.
             output: The folder to write into.
-            ckpt_path: A checkpoint, whose weights are looked at in place of freshly drawn ones. One that lies in a
-                run's folder needs no --config: the run's own is taken.
-            weights_only: False unpickles anything that the checkpoint holds, and so runs its code.
-            datamodule: Gives the training batch.
+            ckpt_path: A checkpoint whose weights are analyzed in place of freshly drawn ones. In a run's folder it
+                needs no --config, because the run's own config is used.
+            weights_only: False unpickles the whole checkpoint, which may run code that it contains.
+            datamodule: The data module that gives the training batch.
         """
-        del output  # of several reports together
+        del output  # analyze() of the command line writes it, for all reports together
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
-        analyst = next(callback for callback in callbacks if isinstance(callback, Analyst))
+        first_step = next(callback for callback in callbacks if isinstance(callback, FirstStepReport))
         if ckpt_path is not None:
             checkpoint = read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
-            analyst.load = partial(_load, model, {**checkpoint, "optimizer_states": []})
+            first_step.load = partial(_load, model, {**checkpoint, "optimizer_states": []})
             mark_initialized(model)
         with Overrides() as overrides:
             overrides.add(model, "configure_callbacks", lambda _: [])
             self.fit(model, datamodule=datamodule)
-        if analyst.report is None or analyst.profile is None:
+        if first_step.report is None or first_step.profile is None:
             raise ValueError(
                 f"analyze needs one training step, but {type(model).__name__} had no training batch, or skipped it."
             )
-        return analyst.report, analyst.profile
+        return first_step.report, first_step.profile

@@ -1,4 +1,4 @@
-"""Data: Lightning data modules of digits, MNIST and CIFAR, and the loader that feeds them and resumes in mid-epoch.
+"""Data: Lightning data modules of digits, MNIST and CIFAR, and their loader, which can resume within an epoch.
 
-Knows torch, torchvision, scikit-learn and Lightning, and nothing of networks or of the rest of this package.
+They use torch, torchvision, scikit-learn and Lightning, but no networks and no other part of this package.
 """

@@ -11,13 +11,13 @@ PADDING = 4  # the paper's
 
 
 def crop_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad each image with zeros, cut a window of the old size out of it and mirror that from left to right.
+    """Pad each image with zeros, crop it to the old size, and flip the crops that are to be flipped.
 
     Args:
         images: ``(batch, channels, height, width)``, of any type.
         tops: ``(batch,)``, the first row of each window in the padded image, from 0 to twice the padding.
         lefts: ``(batch,)``, the first column likewise.
-        flips: ``(batch,)``, nonzero for the windows to mirror.
+        flips: ``(batch,)``, nonzero for the windows to flip from left to right.
         padding: Rows and columns of zeros on each side.
 
     Example:
@@ -59,7 +59,7 @@ def channel_mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ImageTransform:
-    """Normalize uint8 images to float32 by channel, after a random crop with padding 4 and a flip by chance 1/2."""
+    """Normalize uint8 images to float32 per channel, after random crops (padding 4) and flips (probability 1/2)."""
 
     def __init__(self, mean: Tensor, std: Tensor, augment: bool) -> None:
         self.mean = mean
@@ -76,7 +76,7 @@ class ImageTransform:
         return torch.cat((offsets, torch.randint(2, (samples, 1), generator=generator)), dim=1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Return the images, each cropped and flipped as its row of draws says if they are augmented, normalized."""
+        """Return the normalized images, each first cropped and flipped by its row of draws if ``augment`` is set."""
         if self.augment:
             tops, lefts, flips = draws.unbind(1)
             images = crop_and_flip(images, tops, lefts, flips, PADDING)

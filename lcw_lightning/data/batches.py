@@ -12,17 +12,17 @@ __all__ = ["BatchLoader", "EpochSampler", "Transform"]
 
 
 class Transform(Protocol):
-    """What is done to a batch of the first tensor, with random numbers that belong to each sample's place."""
+    """A transform of the first tensor's batches, with random numbers for each sample's place in the epoch."""
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Return random numbers for a whole epoch, a row for each sample."""
+        """Return random numbers for a whole epoch, one row per sample."""
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Return the batch as training wants it."""
+        """Return the transformed batch."""
 
 
 class EpochSampler:
-    """The permutation of an epoch, and the generator that goes on from there, both from (seed, epoch) alone."""
+    """The permutation of an epoch and the generator after it, both determined by (seed, epoch) alone."""
 
     def __init__(self, samples: int, shuffle: bool, seed: int) -> None:
         self.samples = samples
@@ -31,7 +31,7 @@ class EpochSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the epoch that is iterated next."""
+        """Set the epoch that is iterated next."""
         self.epoch = epoch
 
     def draw(self) -> tuple[Tensor, torch.Generator]:
@@ -43,29 +43,31 @@ class EpochSampler:
 
 
 class BatchLoader:
-    """Iterate over batches of tensors that lie in memory, on the device where they lie.
+    """Iterate over batches of tensors in memory, on the tensors' device.
 
-    The order of an epoch, and the random numbers of the transform, follow from (seed, epoch) and each sample's place
-    in the epoch. Ranks take turns, so the batches of all ranks together are those of one process with a batch as large
-    as theirs together. Ranks get equally many samples, for which the last ones may repeat a few unless ``drop_last``.
+    The order of an epoch, and the random numbers of the transform, follow from (seed, epoch) and each sample's place in
+    the epoch. Samples are dealt to the ranks in turn, so the ranks' batches together equal the batches of one process
+    with the total batch size. All ranks get equally many samples; unless ``drop_last``, a few samples may be repeated
+    for this.
 
     Lightning calls ``sampler.set_epoch`` before each epoch, and puts ``state_dict`` into its checkpoints: a run resumed
-    in the middle of an epoch sees the batches that the unbroken run would have seen. The number of ranks may change
-    in between, as long as the ranks' batches together stay as large.
+    in the middle of an epoch gets the batches that an uninterrupted run would have got. The number of ranks may change
+    in between, as long as the total batch size stays the same.
 
     Args:
         dataset: Tensors with equal first dimensions, such as images and labels.
         batch_size: Samples in a batch; the last one of an epoch may be smaller, unless ``drop_last``.
         shuffle: Permute anew each epoch.
-        seed: Of the permutations and the transform.
+        seed: Seed of the permutations and the transform.
         num_replicas: Number of ranks.
         rank: This process's number.
         drop_last: Leave out the last batch of an epoch where the ranks cannot fill theirs.
-        transform: Of the first tensor's part in a batch.
+        transform: Transform of the first tensor's part of a batch.
         workers: Number of processes that prepare batches ahead, as torch's DataLoader does.
 
     Raises:
-        ValueError: A batch size below 1. While iterating: resumed in the middle of an epoch of another length.
+        ValueError: The batch size is below 1; or, while iterating, the run resumes in the middle of an epoch of another
+            length.
 
     Example:
         >>> loader = BatchLoader(TensorDataset(torch.arange(5)), batch_size=2)
@@ -73,7 +75,7 @@ class BatchLoader:
         [[0, 1], [2, 3], [4]]
     """
 
-    batch_sampler = None  # Lightning reads it of whatever has a sampler
+    batch_sampler = None  # Lightning reads it from any loader with a sampler
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class BatchLoader:
         self.transform = transform
         self.workers = workers
         self.sampler = EpochSampler(len(dataset), shuffle, seed)
-        # Not named dataset: Lightning would rebuild what has one as a DataLoader.
+        # Not named dataset: Lightning would rebuild a loader that has one as a DataLoader.
         self._tensors = dataset.tensors
         self._reached = {"epoch": 0, "batches": 0, "batches_per_epoch": len(self)}
         self._resume: dict[str, int] | None = None
@@ -109,7 +111,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         rest = range(self._first_batch(), len(self))
         epoch = self.sampler.epoch
-        # The generator seeds the workers, which draw nothing; without it, the global one would.
+        # The generator seeds the workers, which draw nothing. Without it torch would draw from the global generator.
         seeds = torch.Generator()
         batches: DataLoader[tuple[Tensor, ...]] = DataLoader(
             self._batches(), batch_size=None, sampler=rest, num_workers=self.workers, collate_fn=tuple, generator=seeds
@@ -119,11 +121,11 @@ class BatchLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, and how many of its batches were given out."""
+        """Return the epoch and the number of its batches that were yielded."""
         return dict(self._reached)
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Start the next iteration, if it is of the same epoch, after the batches that were given out."""
+        """Start the next iteration, if it is of the same epoch, after the batches that were yielded."""
         self._reached = self._resume = dict(state_dict)
 
     def _first_batch(self) -> int:
@@ -144,13 +146,13 @@ class BatchLoader:
     def _batches(self) -> "_Batches":
         order, generator = self.sampler.draw()
         places = torch.arange(self._samples_per_rank()) * self.num_replicas + self.rank
-        places %= self.sampler.samples  # the last ones repeat the first
+        places %= self.sampler.samples  # the last places repeat the first samples
         draws = None if self.transform is None else self.transform.draw(self.sampler.samples, generator)[places]
         return _Batches(self._tensors, self.batch_size, order[places], self.transform, draws)
 
 
 class _Batches(Dataset[tuple[Tensor, ...]]):
-    """All batches of one rank in one epoch, by number."""
+    """All batches of one rank in one epoch, indexed by number."""
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class _Batches(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        # index_select copies whole images where indexing by a tensor goes number by number, twenty times slower.
+        # index_select copies whole images; indexing by a tensor copies single numbers, which is twenty times slower.
         first, *others = (tensor.index_select(0, self.order[part]) for tensor in self.tensors)
         if self.transform is not None and self.draws is not None:
             first = self.transform(first, self.draws[part])

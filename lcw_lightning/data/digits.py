@@ -21,7 +21,7 @@ class Digits(InMemoryData):
 
     Args:
         batch_size: Images in a batch.
-        split_seed: Of the random division into training and test images.
+        split_seed: Seed of the random division into training and test images.
     """
 
     num_classes = 10
@@ -33,7 +33,7 @@ class Digits(InMemoryData):
 
     @override
     def setup(self, stage: str) -> None:
-        from sklearn.datasets import load_digits  # noqa: PLC0415  # half a second, for these digits alone
+        from sklearn.datasets import load_digits  # noqa: PLC0415  # takes half a second, and only Digits needs it
 
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)

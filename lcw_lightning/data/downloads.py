@@ -1,4 +1,4 @@
-"""torchvision's data sets in a folder: whole, or an error that says which folder and what to do."""
+"""Put torchvision's data sets completely into a folder, or raise an error that tells what to do."""
 
 import shutil
 import tempfile
@@ -14,19 +14,19 @@ __all__ = ["prepare", "read"]
 
 
 def prepare(name: str, folder: Path, download: bool) -> None:
-    """Make sure that the folder holds the data set, whole.
+    """Make sure that the folder contains the complete data set.
 
-    What is missing is unpacked from archives that lie there, or downloaded. All of it goes through a temporary folder
-    inside, and only whole files are put in place, where none was before.
+    Missing files are unpacked from archives in the folder, or downloaded. They are written to a temporary folder
+    inside, and only complete files are moved to their places. Existing files are never overwritten.
 
     Args:
-        name: Of the class in ``torchvision.datasets``.
-        folder: The ``root`` of torchvision's layout.
-        download: Get what is missing.
+        name: Name of the class in ``torchvision.datasets``.
+        folder: The folder that torchvision calls ``root``.
+        download: Download missing files.
 
     Raises:
-        RuntimeError: A file or archive with a wrong md5; something is missing and not to be downloaded; the folder
-            cannot be written; the download failed.
+        RuntimeError: A file or archive has a wrong md5, files are missing and ``download`` is off, the folder cannot be
+            written, or the download failed.
     """
     dataset = getattr(torchvision.datasets, name)
     files, archives = _layout(dataset)
@@ -65,7 +65,7 @@ def read(name: str, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
         uint8 ``(images, channels, height, width)`` and int64 ``(images,)``.
 
     Raises:
-        RuntimeError: The folder does not hold the whole data set.
+        RuntimeError: The folder does not contain the complete data set.
     """
     dataset = getattr(torchvision.datasets, name)
     try:
@@ -73,7 +73,7 @@ def read(name: str, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
         if len(whole.data) != len(whole.targets):
             raise ValueError(f"{len(whole.data)} images have {len(whole.targets)} labels")
     except Exception as error:
-        prepare(name, folder, download=False)  # which knows more than torchvision tells
+        prepare(name, folder, download=False)  # its errors say more than torchvision's
         paths = ", ".join(str(folder.absolute() / path) for path in _layout(dataset)[0])
         raise RuntimeError(
             f"{name} in {folder.absolute()} cannot be read, one of these files is incomplete or damaged: {paths}. "
@@ -85,7 +85,7 @@ def read(name: str, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def _layout(dataset: Any) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """Return the paths of the files that are read, and of the archives that hold them, with the md5 where known."""
+    """Return the paths of the data files and of their archives, each with its md5 if known."""
     if hasattr(dataset, "resources"):  # the MNIST family
         archives = {f"{dataset.__name__}/raw/{file}": md5 for file, md5 in dataset.resources}
         return dict.fromkeys(path.removesuffix(".gz") for path in archives), archives
@@ -94,7 +94,7 @@ def _layout(dataset: Any) -> tuple[dict[str, str | None], dict[str, str | None]]
 
 
 def _missing(name: str, folder: Path, files: dict[str, str | None]) -> list[str]:
-    """Return the files that are not there; raise if one is there and is not what it should be."""
+    """Return the missing files; raise if an existing file has a wrong md5."""
     present = [path for path in files if check_integrity(folder / path)]
     damaged = [str(folder.absolute() / path) for path in present if not check_integrity(folder / path, files[path])]
     if damaged:

@@ -1,4 +1,4 @@
-"""What data modules share whose data fit into memory."""
+"""The base class of data modules whose data fit into memory."""
 
 import os
 
@@ -16,11 +16,11 @@ __all__ = ["InMemoryData"]
 class InMemoryData(LightningDataModule):
     """Batches of tensors that ``setup`` puts into ``train_dataset``, ``val_dataset`` and ``test_dataset``.
 
-    They lie on the device that trains, unless ``workers`` prepare batches of those that lie on the host. The order of
-    training batches follows from the seed of Lightning's ``seed_everything``, 0 without it. Training leaves out the
-    last, smaller batch of an epoch, which ranks could not share equally; only where a rank has fewer images than one
-    batch, it trains on those. ``Trainer(overfit_batches=...)`` sees the same batches each epoch. Prediction takes the
-    test images.
+    The tensors are on the training device, or on the host if ``workers`` prepare the batches. The order of training
+    batches follows from the seed of Lightning's ``seed_everything``, 0 without it. Training leaves out the last,
+    smaller batch of an epoch, which ranks could not share equally; only where a rank has fewer images than one batch,
+    it trains on those. ``Trainer(overfit_batches=...)`` sees the same batches each epoch. Prediction uses the test
+    images.
     """
 
     train_dataset: TensorDataset
@@ -36,7 +36,7 @@ class InMemoryData(LightningDataModule):
 
     @override
     def train_dataloader(self) -> BatchLoader:
-        # Lightning's own loaders are not shuffled either while it overfits some batches.
+        # Lightning does not shuffle its own loaders either with overfit_batches.
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         transform = self.test_transform if fixed else self.train_transform
         return self._loader(self.train_dataset, transform, shuffle=not fixed, train=True)

@@ -14,36 +14,36 @@ __all__ = ["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "VisionData"]
 
 
 class VisionData(InMemoryData):
-    """A data set of torchvision's that fits into memory.
+    """A torchvision data set that fits into memory.
 
-    Batches are float32 images ``(batch, *image_shape)`` and labels ``(batch,)``. From each channel its mean over the
-    training images is subtracted, then it is divided by its standard deviation over them. Crops are padded with zeros
-    before that, so with black.
+    Batches are float32 images ``(batch, *image_shape)`` and labels ``(batch,)``. Each channel is normalized by its mean
+    and standard deviation over the training images. Crops are padded with black, that is with zeros before
+    normalization.
 
-    The images stay in one uint8 tensor on the device that trains, where whole batches are cropped, flipped and
-    normalized at once. The order of training batches and their augmentation follow from the seed of Lightning's
+    The images stay in one uint8 tensor on the training device, where whole batches are cropped, flipped and normalized
+    at once. The order of training batches and their augmentation follow from the seed of Lightning's
     ``seed_everything``, 0 without it, and not from the number of devices. A run that is stopped in the middle of an
     epoch resumes there. Training leaves out the last, smaller batch of an epoch, which ranks could not share equally.
 
     Args:
-        data_dir: Folder with the data set in torchvision's layout, or for it.
+        data_dir: Folder that contains the data set in torchvision's layout, or into which it is downloaded.
         batch_size: Images in a batch, on each device.
-        val_size: Number of training images held out for validation. With 0 all are trained on, and validation uses
-            the test images, as the paper's curves do.
-        augment: Crop at random after padding by 4, and flip from left to right by chance 1/2, while training. None
-            does what the paper did, which is both for CIFAR-10 and CIFAR-100.
-        split_seed: Of the random choice of held out images.
-        download: Download what is not in the folder.
-        workers: Keep the images on the host, and let that many processes of a torch DataLoader prepare the batches:
-            the same ones, for devices with little memory. 0 keeps them on the device.
+        val_size: Number of training images held out for validation. With 0 all images are used for training, and
+            validation uses the test images, as the paper's curves do.
+        augment: Crop at random after padding by 4, and flip from left to right with probability 1/2, in training. None
+            augments as the paper does: CIFAR-10 and CIFAR-100 only.
+        split_seed: Seed of the random choice of held-out images.
+        download: Download files that are not in the folder.
+        workers: Number of processes of a torch DataLoader that prepare the same batches from images on the host, for
+            devices with little memory. 0 keeps them on the device.
 
     Raises:
-        RuntimeError: In ``prepare_data`` and ``setup``, where the folder does not hold the whole data set and it could
-            not be downloaded.
-        ValueError: In ``setup``, where ``val_size`` is negative or leaves no image to train on.
+        RuntimeError: In ``prepare_data`` and ``setup``, if the folder does not contain the complete data set and it
+            could not be downloaded.
+        ValueError: In ``setup``, if ``val_size`` is negative or leaves no image for training.
     """
 
-    name: str  # torchvision's
+    name: str  # the name of torchvision's class
     num_classes: int
     image_shape: tuple[int, int, int]
     augmented_in_paper: bool
@@ -71,7 +71,7 @@ class VisionData(InMemoryData):
 
     @override
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train_dataset"):  # Lightning asks for each stage anew
+        if hasattr(self, "train_dataset"):  # Lightning calls setup for each stage
             return
         images, labels = read(self.name, self.data_dir, train=True)
         test_dataset = TensorDataset(*read(self.name, self.data_dir, train=False))

@@ -1,6 +1,6 @@
 """Initial weights: rescaled on the first minibatch, or drawn at the edge of chaos.
 
-Changes weights within their constraints, by what it observes of the first forward pass. It knows nothing of Lightning.
+Constrained weights stay constrained, and are scaled by what the first forward pass shows. It does not use Lightning.
 """
 
 from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_

@@ -1,4 +1,4 @@
-"""Initial weights at the edge of chaos: drawn for the activation, the first layer matched to a minibatch."""
+"""Initial weights at the edge of chaos: draw them for the activation and match the first layer to a minibatch."""
 
 from collections.abc import Iterator, KeysView, Mapping
 from contextlib import contextmanager
@@ -25,14 +25,14 @@ __all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_"]
 def draw_and_match_on_first_forward(
     model: nn.Module, activation: Function | None = None, q: float = 1.0, weights: Draw = "gaussian"
 ) -> Iterator[KeysView[str]]:
-    """Draw the weights of ``model`` at once; the first layer that runs within the block matches its own to its input.
+    """Draw the weights of ``model`` at once; the first layer that runs within the block is matched to its input.
 
     Arguments and errors are those of :func:`edge_of_chaos_init_`. Compiled networks run eagerly within the block.
 
     Yields:
-        The names of the drawn weights: empty once one of their layers ran, and with it was matched.
+        The names of the drawn weights; empty once the first of their layers has run and is matched.
     """
-    matching = _Matching(edge_of_chaos_layers(model, activation, q, weights), q)
+    matching = _FirstLayerHook(edge_of_chaos_layers(model, activation, q, weights), q)
     _draw(matching.waiting, weights)
     try:
         for name, waiting in matching.waiting.items():
@@ -55,43 +55,44 @@ def edge_of_chaos_init_(
 
     At the edge of chaos :math:`\chi_1 = \sigma_w^2 E[\varphi'(\sqrt q Z)^2] = 1` and the variance of preactivations has
     the fixed point ``q`` (Price et al., arXiv 2402.16184). Weights are drawn from
-    :math:`\mathcal{N}(0, \sigma_w^2 / \mathrm{fan\_in})` and biases from :math:`\mathcal{N}(0, \sigma_b^2)`, with the
-    two of :func:`~lcw_lightning.theory.edge_of_chaos.edge_of_chaos_stds`, in every Linear and convolution, the output
-    layer included. Layers under ``lcw`` and ``cwn`` get zero-sum weights of this variance, and the
-    :math:`\sigma_w, \sigma_b` that are right for those: they see their inputs' deviations from the mean.
+    :math:`\mathcal{N}(0, \sigma_w^2 / \mathrm{fan\_in})` and biases from :math:`\mathcal{N}(0, \sigma_b^2)` in every
+    Linear layer and convolution, the output layer included.
+    :func:`~lcw_lightning.theory.edge_of_chaos.edge_of_chaos_stds` computes :math:`\sigma_w` and :math:`\sigma_b`.
+    Layers under ``lcw`` and ``cwn`` get zero-sum weights, with the standard deviations for zero-sum weights, which
+    respond only to the deviations of their inputs from the mean.
 
-    The first layer's weight is rescaled, so that its preactivations have mean square ``q`` on the minibatch, but for
-    the draw of its biases: the pooled mean square of :math:`W a` over samples, units and positions becomes
-    :math:`q - \sigma_b^2`. First is the one of these layers that is called first, in the one call ``model(*inputs)``,
-    which has no gradients and finds modules in the modes that they are in. Buffers come back.
+    The first layer's weight is rescaled: the pooled mean square of :math:`W a` over samples, units and positions
+    becomes :math:`q - \sigma_b^2`, so that with its biases the expected mean square of the preactivations on the
+    minibatch is ``q``. The first layer is the one of these layers that is called first in one call ``model(*inputs)``,
+    without gradients and in the current modes of the modules. Buffers are restored.
 
-    Weights that require no gradient are left alone, and so are recurrent layers, attention, Bilinear, embeddings and
-    norms. Draws take torch's global random numbers on the weight's device: ``torch.manual_seed`` repeats them. Under an
-    initialized :mod:`torch.distributed` default group every rank must take part; weights are those of rank 0, matched
-    to the union of all ranks' minibatches.
+    Weights that require no gradient, recurrent layers, attention, Bilinear, embeddings and norms do not change. Draws
+    use torch's global random number generator on the weight's device, so ``torch.manual_seed`` repeats them. Under an
+    initialized :mod:`torch.distributed` default group every rank must call this function; all ranks get the weights of
+    rank 0, matched to the union of all ranks' minibatches.
 
     Args:
         model: Any module; constrain it first. Constrained weights stay constrained.
-        inputs: What the model's forward takes.
-        activation: The elementwise function between the layers. Unless given it is that of the modules of
-            :mod:`lcw_lightning.activations` and :mod:`torch.nn.modules.activation` in the model, which must be alike.
-        q: Variance of the preactivations, the fixed point. Sparse activations have the sparsity and slope that they
-            were made for at the ``q`` that they were made with, and others at another.
-        weights: ``gaussian``, or ``delta_orthogonal`` (Xiao et al., arXiv 1806.05393): kernels that are zero but for
-            their centre tap, which is :math:`\sigma_w` times a random matrix with orthonormal rows; with more output
-            than input channels it has orthogonal columns and rows of mean square norm :math:`\sigma_w^2`. Linear
-            layers are the case of a 1 x 1 kernel. Zero-sum weights are orthogonal within their subspace: a first
-            convolution would be blind to what the few channels of images have in common, so leave it unconstrained.
+        inputs: Inputs of the model's forward.
+        activation: The elementwise function between the layers. By default it is taken from the model's modules of
+            :mod:`lcw_lightning.activations` and :mod:`torch.nn.modules.activation`, which must be alike.
+        q: Variance of the preactivations, the fixed point. Sparse activations have their intended sparsity and slope
+            only at the ``q`` that they were made with.
+        weights: ``gaussian``, or ``delta_orthogonal`` (Xiao et al., arXiv 1806.05393): kernels that are zero except for
+            the centre tap, which is :math:`\sigma_w` times a random matrix with orthonormal rows; with more output than
+            input channels the matrix has orthogonal columns, and rows of mean square norm :math:`\sigma_w^2`. A Linear
+            layer is treated as a 1 x 1 kernel. Zero-sum weights are orthogonal within their subspace. A constrained
+            first convolution would ignore the mean over the few channels of an image, so leave it unconstrained.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: Before anything is drawn, for a bad setting, activations that differ or have no edge of chaos, a
-            weight that is sharded, lazy, spectrally normalized or cannot be delta-orthogonal, a missing bias where
-            biases have a variance, a model without weights to draw. Later, for a parametrization that cannot hold what
-            is drawn, and first inputs that are NaN, infinite, zero, or constant over what a zero-sum weight sees. In
-            every case the model is then as it was.
+        ValueError: Before any draw: for an invalid setting; for activations that differ or have no edge of chaos; for a
+            weight that is sharded, lazy, spectrally normalized or cannot be delta-orthogonal; for a missing bias where
+            biases have a variance; for a model without weights to draw. Later: for a parametrization that cannot
+            represent the drawn weight; for inputs of the first layer that are NaN, infinite, zero, or constant over the
+            inputs of each unit with a zero-sum weight. In every case the model is not changed.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -105,12 +106,12 @@ def edge_of_chaos_init_(
             model(*inputs)
         if waiting:
             kind = type(model).__name__
-            raise ValueError(f"edge_of_chaos_init_ matches a layer to the inputs, but {kind} ran none that it drew.")
+            raise ValueError(f"edge_of_chaos_init_ matches a layer to the inputs, but {kind} ran no drawn layer.")
     return model
 
 
-class _Matching:
-    """The hook that scales the weight of the layer which is called first."""
+class _FirstLayerHook:
+    """The hook that scales the weight of the layer that is called first."""
 
     def __init__(self, waiting: dict[str, EdgeOfChaosLayer], q: float) -> None:
         self.waiting = waiting
@@ -129,7 +130,7 @@ class _Matching:
         z = _without_bias(layer, *args, **kwargs)
         drawn = preactivation_moments(z, ref.channel_dim, by_unit=False).mean_square
         given = preactivation_moments(args[0] if args else kwargs["input"], ref.channel_dim, by_unit=False).mean_square
-        # What a zero-sum weight makes of a constant is rounding.
+        # The output of a zero-sum weight for constant inputs is only rounding error.
         _check_matchable(name, drawn, (4 * torch.finfo(z.dtype).eps * sigma_w) ** 2 * given)
         scale_weight_(ref, name, ((self.q - sigma_b**2) / drawn).sqrt())
         torch.clear_autocast_cache()  # it may hold the old weight and bias, which the layer has just used
@@ -140,7 +141,7 @@ def _draw(layers: Mapping[str, EdgeOfChaosLayer], weights: Draw) -> None:
     drawn: set[int] = set()
     for name, (ref, sigma_w, sigma_b) in layers.items():
         parameters = {id(parameter) for parameter in ref.parameters}
-        if drawn.isdisjoint(parameters):  # or else it is tied to one that came before
+        if drawn.isdisjoint(parameters):  # otherwise it is tied to a weight that is already drawn
             drawn |= parameters
             assign_weight_(ref, name, sigma_w * _of_rank_zero(_unit_weight(ref, weights)))
         bias = ref.layer.bias
@@ -189,6 +190,6 @@ def _check_matchable(name: str, square: Tensor, rounding: Tensor) -> None:
     if square <= rounding:
         raise ValueError(
             f"edge_of_chaos_init_ needs inputs that reach the first layer, but the preactivations of {name!r} are zero "
-            "on the first minibatch; look for inputs that are zero, or, under lcw and cwn, the same in all that a unit "
-            "sees."
+            "on the first minibatch; look for inputs that are zero, or, under lcw and cwn, constant over all "
+            "inputs of a unit."
         )

@@ -1,4 +1,4 @@
-"""Which layers of a model are drawn at the edge of chaos, with which standard deviations, looked at beforehand."""
+"""Plan which layers of a model are drawn at the edge of chaos, and with which standard deviations."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,7 +16,7 @@ Draw = Literal["gaussian", "delta_orthogonal"]
 
 
 class EdgeOfChaosLayer(NamedTuple):
-    """A weight, and the standard deviations that it (times the root of fan_in) and its layer's bias are drawn with."""
+    """A weight, and the standard deviations of its draw (times the root of fan_in) and of its layer's bias."""
 
     ref: WeightRef
     sigma_w: float
@@ -29,10 +29,10 @@ def edge_of_chaos_layers(
     """Return the Linear layers and convolutions whose weights require a gradient, by their weights' names.
 
     Raises:
-        ValueError: As :func:`~lcw_lightning.edge_of_chaos_init_` says for what it does not draw.
+        ValueError: A layer cannot be drawn, for a reason that :func:`~lcw_lightning.edge_of_chaos_init_` lists.
     """
     if weights not in get_args(Draw):
-        raise ValueError(f"edge_of_chaos_init_ knows weights {', '.join(get_args(Draw))}; got {weights!r}.")
+        raise ValueError(f"edge_of_chaos_init_ supports weights {', '.join(get_args(Draw))}; got {weights!r}.")
     refs = {
         name: ref
         for name, ref in named_weights(model).items()
@@ -84,9 +84,9 @@ def _obstacle(layer: EdgeOfChaosLayer, q: float) -> str | None:
     if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
         return "it is sharded; call edge_of_chaos_init_() before fully_shard()"
     if constraint_class(ref).has_fixed_norm:
-        return f"under {kind_of(ref)} its norm is 1 for good; put another kind of constraint on it, or none"
+        return f"under {kind_of(ref)} its norm is always 1; use another kind of constraint, or none"
     if sigma_b**2 >= q:
-        return f"biases of this activation take all of the variance q={q:.4g} that preactivations have"
+        return f"at its edge of chaos biases have all of the preactivations' variance q={q:.4g}"
     if ref.layer.bias is None and sigma_b > 1e-6:
         return f"its layer has no bias, which needs standard deviation {sigma_b:.4g}; make the layer with bias=True"
     return None
@@ -101,7 +101,7 @@ def _obstacle_to_delta_orthogonal(ref: WeightRef) -> str | None:
     elif not all(size % 2 for size in kernel_size):
         why = f"its kernel size {kernel_size} is even, so that there is no centre tap"
     elif is_zero_sum(ref) and ref.num_channels == 1:
-        why = "of one input channel the only zero-sum centre tap is zero"
+        why = "with one input channel the only zero-sum centre tap is zero"
         return f"{why}; use weights='gaussian', or leave the layer unconstrained"
     else:
         return None

@@ -1,4 +1,4 @@
-"""Initial weights from data: each layer rescales itself to the minibatch that it sees first (paper, Section 4.3)."""
+"""Initial weights from data: each layer is rescaled on its first minibatch (paper, Section 4.3)."""
 
 from collections.abc import Iterator, KeysView
 from contextlib import contextmanager
@@ -25,42 +25,42 @@ Granularity = Literal["layer", "unit"]
 def rescale_on_first_forward(
     model: nn.Module, target_std: float = 1.0, granularity: Granularity = "layer"
 ) -> Iterator[KeysView[str]]:
-    r"""Arm every layer of ``model``: the first input it gets within the block rescales it, before it uses its weight.
+    r"""Rescale every layer of ``model`` on the first input that it gets within the block.
 
     The layer's bias becomes zero and its weight is multiplied so that the preactivation :math:`z = W a` has standard
-    deviation ``target_std`` over the minibatch (paper, Section 4.3). As layers run in forward order, each one sees
-    inputs that the already rescaled layers produce, through any graph; of a layer that is called several times the
-    first call counts, and of layers with a tied weight the first layer. Granularity ``layer`` pools the variance over
-    units and samples (and positions) around one mean, activation shift included; ``unit`` gives each unit its own std
-    around its own mean.
+    deviation ``target_std`` over the minibatch (paper, Section 4.3). Layers run in forward order, so each layer sees
+    inputs from layers that are already rescaled, in any graph. If a layer is called several times, its first call
+    counts; if layers share a weight, the first layer counts. Granularity ``layer`` pools the variance over units and
+    samples (and positions) around one mean, activation shift included; ``unit`` gives each unit its own std around its
+    own mean.
 
-    Weights under ``wn`` and ``cwn`` have a gain for each unit. These are set as Salimans & Kingma do, whatever the
-    granularity: :math:`g_i \leftarrow g_i / \sigma_i` and :math:`b_i = -\mu_i / \sigma_i` (times ``target_std``), so
-    that every unit has mean zero too, if its layer has a bias. The directions are multiplied by what the gains are
-    multiplied by, so that they keep the length :math:`\|v_i\| = g_i` which they start with: a learning rate means for
-    them what it means for other kinds. Weights under ``sn`` have a norm of 1 for good: they are left alone, and so are
-    their layers' biases.
+    Weights under ``wn`` and ``cwn`` have a gain for each unit. With both granularities the gains are set as in Salimans
+    & Kingma: :math:`g_i \leftarrow g_i / \sigma_i` and :math:`b_i = -\mu_i / \sigma_i` (times ``target_std``), so that
+    every unit has mean zero too, if its layer has a bias. The directions are multiplied by the same factors, so that
+    :math:`\|v_i\| = g_i` still holds and a learning rate has the same effect as for other kinds. Weights under ``sn``,
+    whose norm is always 1, and their layers' biases do not change.
 
-    Layers send, and their hooks see, the rescaled preactivation. Without gradients a layer runs once: torch's own are
-    linear in their weights, so what they send is scaled as the weight is. With gradients it runs again for the graph of
-    the new weight, but sends the same numbers: so weights end the same, bit for bit. Layers whose class computes
-    something of its own, or whose bias is frozen, always run again.
+    Layers return the rescaled preactivation, which their hooks see too. Without gradients a layer runs once: torch's
+    own layers are linear in their weights, so the output is scaled with the weight. With gradients the layer runs
+    again, for the graph of the new weight, but returns the same numbers, so that the weights are bit for bit the same.
+    Layers of a class with its own forward, or with a frozen bias, always run again.
 
-    Only weights that require a gradient are touched. Under an initialized :mod:`torch.distributed` default group every
-    rank must take part, and the statistics are those of the union of their minibatches. Compiled networks run eagerly.
+    Only weights that require a gradient are rescaled. Under an initialized :mod:`torch.distributed` default group every
+    rank must call this function, and the statistics are those of the union of all ranks' minibatches. Compiled networks
+    run eagerly.
 
     Args:
-        model: Any module; its Linear layers and convolutions are armed. Recurrent layers, attention and Bilinear keep
-            their weights, since hooks do not see their preactivations.
-        target_std: Standard deviation that preactivations get, in units of the preactivation.
-        granularity: ``layer`` or ``unit``; says nothing to weights with trained gains.
+        model: Any module; its Linear layers and convolutions are rescaled. Recurrent layers, attention and Bilinear
+            keep their weights, since hooks do not see their preactivations.
+        target_std: Standard deviation of the preactivations after rescaling.
+        granularity: ``layer`` or ``unit``; without effect on weights with trained gains.
 
     Yields:
-        The names of the weights still armed: empty once every layer was reached.
+        The names of the weights not yet rescaled; empty once every layer has run.
 
     Raises:
-        ValueError: At once for a bad setting or a sharded weight; within the forward pass for a layer whose
-            preactivation is constant or not finite, or whose parametrization cannot hold a rescaled weight.
+        ValueError: At once for an invalid setting or a sharded weight; within the forward pass for a layer whose
+            preactivation is constant or not finite, or whose parametrization cannot represent a rescaled weight.
     """
     _check_settings(target_std, granularity)
     rescaling = _Rescaling(model, target_std, granularity)
@@ -79,21 +79,22 @@ def minibatch_init_(
 ) -> nn.Module:
     r"""Rescale the weights of ``model`` in place so that preactivations have ``target_std`` on this minibatch.
 
-    One call ``model(*inputs)`` without gradients, in the modes that the modules are in; see
-    :func:`rescale_on_first_forward` for what happens to each layer. Modes, buffers (BatchNorm statistics among them)
-    and the random number generators are left as they were.
+    The model runs once, as ``model(*inputs)``, without gradients and in the current modes of its modules;
+    :func:`rescale_on_first_forward` describes how each layer is rescaled. Modes, buffers (such as BatchNorm statistics)
+    and the random number generators do not change.
 
     Args:
         model: Any module; draw its weights first. Constrained weights stay constrained.
-        inputs: What the model's forward takes.
-        target_std: Standard deviation that preactivations get.
-        granularity: ``layer``: one factor a layer. ``unit``: one a unit, as ``wn`` and ``cwn`` always have.
+        inputs: Inputs of the model's forward.
+        target_std: Standard deviation of the preactivations after rescaling.
+        granularity: ``layer`` for one factor per layer, or ``unit`` for one factor per unit, as ``wn`` and ``cwn``
+            always have.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: As :func:`rescale_on_first_forward` says. The model is then as it was.
+        ValueError: In the cases of :func:`rescale_on_first_forward`. The model is not changed then.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -107,13 +108,13 @@ def minibatch_init_(
     return model
 
 
-class _ExchangedValue(Function):
-    """The value of one tensor with the gradient of another, as autograd's tensors must not change in place."""
+class _ValueWithGradientOf(Function):
+    """The value of one tensor with the gradient of another, since tensors in a graph must not change in place."""
 
     @staticmethod
     @override
     def forward(ctx: Any, recorded: Tensor, value: Tensor) -> Tensor:
-        return value.clone()  # a view could not be changed in place later
+        return value.clone()  # a view could not be changed in place by later layers
 
     @staticmethod
     @override
@@ -122,7 +123,7 @@ class _ExchangedValue(Function):
 
 
 class _Rescaling:
-    """The layers still armed, and the hooks that rescale each."""
+    """The layers that are not yet rescaled, and the hooks that rescale them."""
 
     def __init__(self, model: nn.Module, target_std: float, granularity: Granularity) -> None:
         self.target_std = target_std
@@ -135,7 +136,7 @@ class _Rescaling:
         for name, ref in self.waiting.items():
             if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
                 raise ValueError(f"{name!r} is sharded; call minibatch_init_() before fully_shard().")
-        # Known now: a training step may freeze a network for a while, as adversaries do in turn.
+        # Decided now, since a training step may freeze a network for a while, as in adversarial training.
         self.biases = {
             name: bias
             for name, ref in self.waiting.items()
@@ -163,9 +164,9 @@ class _Rescaling:
             if name in self.biases:
                 self.biases[name].zero_()
             if not self.rescaled.isdisjoint(self.parameters(name)):
-                self.disarm(name)  # it is tied to a layer that came before
+                self.disarm(name)  # its weight is tied to one that is already rescaled
             elif is_trained or not is_linear:
-                # Not recorded for a backward pass, since checkpointing counts what is.
+                # Without gradients, since activation checkpointing counts the tensors that autograd saves.
                 z = layer.forward(*args, **kwargs)
                 self.outputs[name] = self.rescale(name, z if is_linear else z.clone())
 
@@ -177,13 +178,13 @@ class _Rescaling:
         self.disarm(name)
         if not is_linear:
             return output
-        return cast(Tensor, _ExchangedValue.apply(output, scaled)) if output.requires_grad else scaled
+        return cast(Tensor, _ValueWithGradientOf.apply(output, scaled)) if output.requires_grad else scaled
 
     def parameters(self, name: str) -> set[int]:
         return {id(parameter) for parameter in self.waiting[name].parameters}
 
     def is_linear(self, name: str) -> bool:
-        """Return whether a layer multiplies its output, its bias being zero, by what its weight is multiplied by."""
+        """Return whether, with zero bias, the output of a layer scales in proportion to its weight."""
         ref = self.waiting[name]
         return computes_as_torch(ref) and (ref.layer.bias is None or name in self.biases)
 

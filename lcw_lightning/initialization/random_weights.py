@@ -1,4 +1,4 @@
-"""Random matrices with a unit a row, whose rows have mean square norm 1, zero-sum or not, and kernels made of them."""
+"""Random matrices with one row per unit and rows of mean square norm 1, zero-sum or not, and kernels made of them."""
 
 import math
 from typing import Any
@@ -20,8 +20,8 @@ def gaussian_rows(units: int, fan_in: int, zero_sum: bool = False, **factory: An
 
     Args:
         units: Number of rows.
-        fan_in: Their length, 2 at least if they sum to zero.
-        zero_sum: Let each row sum to zero.
+        fan_in: Length of the rows, at least 2 for zero-sum rows.
+        zero_sum: Make each row sum to zero.
         factory: ``dtype`` and ``device``.
 
     Returns:
@@ -32,11 +32,11 @@ def gaussian_rows(units: int, fan_in: int, zero_sum: bool = False, **factory: An
 
 
 def orthogonal_rows(units: int, fan_in: int, zero_sum: bool = False, **factory: Any) -> Tensor:
-    r"""Draw rows that are orthonormal, or, where there are more than dimensions, columns that are orthogonal.
+    r"""Draw orthonormal rows, or orthogonal columns if there are more rows than dimensions.
 
-    These have length :math:`\sqrt{n / d}` for n = ``units`` rows in d = ``fan_in`` dimensions, so that rows have mean
-    square norm 1. Zero-sum rows are :math:`O B^\top`, with O such a matrix of d = ``fan_in - 1`` columns and B the
-    orthonormal basis of the zero-sum vectors. Arguments and shape are those of :func:`gaussian_rows`.
+    The columns have length :math:`\sqrt{n / d}` for n = ``units`` rows in d = ``fan_in`` dimensions, so that rows have
+    mean square norm 1. Zero-sum rows are :math:`O B^\top`, where O is such a matrix with d = ``fan_in - 1`` columns and
+    B is the orthonormal basis of the zero-sum vectors. Arguments and shape are those of :func:`gaussian_rows`.
 
     Example:
         >>> rows = orthogonal_rows(3, 8, zero_sum=True)
@@ -49,11 +49,11 @@ def orthogonal_rows(units: int, fan_in: int, zero_sum: bool = False, **factory: 
 
 
 def at_centre(matrix: Tensor, *kernel_size: int) -> Tensor:
-    """Return the kernel of a convolution that applies ``matrix`` at each position: it is zero but for its centre tap.
+    """Return the kernel of a convolution that applies ``matrix`` at each position: it is zero except at its centre.
 
     Args:
         matrix: Shape ``(out_channels, in_channels)``.
-        kernel_size: Odd numbers; none for a Linear layer, whose weight is the matrix.
+        kernel_size: Odd numbers; empty for a Linear layer, whose weight is the matrix.
 
     Returns:
         Shape ``(out_channels, in_channels, *kernel_size)``.

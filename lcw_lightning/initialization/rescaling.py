@@ -1,4 +1,4 @@
-"""Scale one layer's weight to what its preactivations are on a minibatch."""
+"""Scale one layer's weight by the statistics of its preactivations on a minibatch."""
 
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class PreactivationMoments(NamedTuple):
 
 
 def preactivation_moments(z: Tensor, channel_dim: int, by_unit: bool) -> PreactivationMoments:
-    """Return moments of a layer's output over samples and positions, of each unit by itself or of all together."""
+    """Return moments of a layer's output over samples and positions, of each unit or of all units together."""
     number, total, squares, _ = ChannelSums.of(z.detach(), z.shape[channel_dim], channel_dim, count_zeros=False)
     sums = torch.stack((torch.full_like(total, number), total, squares))
     if distributed.is_available() and distributed.is_initialized():
@@ -47,7 +47,7 @@ def preactivation_moments(z: Tensor, channel_dim: int, by_unit: bool) -> Preacti
     count, total, squares = sums
     mean = total / count
     variance = squares / count - mean.square()
-    # What lies below the resolution of z is rounding, not variation.
+    # A deviation below the resolution of z is rounding error, not variation.
     is_rounding = variance <= torch.finfo(z.dtype).eps ** 2 * squares / count
     return PreactivationMoments(mean, variance.masked_fill(is_rounding, 0.0).sqrt())
 
@@ -58,7 +58,7 @@ def is_scalable(ref: WeightRef) -> bool:
 
 
 def computes_as_torch(ref: WeightRef) -> bool:
-    """Return whether a layer is one of torch's own, linear in its weight, and not of a class that changes this."""
+    """Return whether a layer has the forward of one of torch's own classes, which is linear in the weight."""
     kind: type[nn.Module] = parametrize.type_before_parametrizations(ref.layer)
     return kind in SPATIAL_DIMS and "forward" not in vars(ref.layer)
 
@@ -75,14 +75,14 @@ def rescale_layer_(
 
     Args:
         ref: The layer's weight.
-        name: Of the weight, for messages.
-        z: The layer's output. Its memory is used.
-        bias: The layer's, if it may be set. It is zero.
-        target_std: Of each unit, or of all together.
-        by_unit: Whether each unit has its own factor, as those with gains always have.
+        name: The weight's name, for messages.
+        z: The layer's output, which is overwritten.
+        bias: The layer's bias, which is zero; None if it must not change.
+        target_std: Standard deviation of each unit, or of all units together.
+        by_unit: Whether each unit has its own factor, as units with gains always have.
 
     Returns:
-        What a layer that is linear in its weight puts out now, half precision as float32.
+        The new output of a layer that is linear in its weight; float32 for half precision.
 
     Raises:
         ValueError: Preactivations are constant or not finite, or the weight cannot be scaled.
@@ -94,17 +94,17 @@ def rescale_layer_(
     shift = -factor * moments.mean if bias is not None and has_gains(ref) else None
     if bias is not None and shift is not None:
         bias.copy_(shift)
-    # They may hold the old weight and bias, which the layer has just used.
+    # The caches may hold the old weight and bias, which the layer has just used.
     torch.clear_autocast_cache()
     clear_cached_weights()
     return _scaled_output(z, ref.channel_dim, factor, shift)
 
 
 def scale_weight_(ref: WeightRef, name: str, factor: Tensor) -> None:
-    """Multiply a weight by a factor for each unit, or by one for all; directions are multiplied with their gains.
+    """Multiply a weight by one factor per unit or by one for all; directions get the factors of their gains.
 
     Raises:
-        ValueError: The weight's parametrization is none of ours, and cannot hold the product.
+        ValueError: A parametrization that is not of this package cannot represent the product.
     """
     is_parametrized = parametrize.is_parametrized(ref.layer, ref.name)
     if is_parametrized and not _scales_with_parameters(ref):
@@ -115,16 +115,16 @@ def scale_weight_(ref: WeightRef, name: str, factor: Tensor) -> None:
     factor = factor.to(weight.dtype)
     for gain in gains:
         gain.mul_(factor.view_as(gain) if len(factor) > 1 else factor)
-    # Not expand_to_weight() for all, which computes the weight.
+    # expand_to_weight() only where needed, because it computes the weight.
     has_unit_rows = not ref.transposed_groups or isinstance(constraint_of(ref), ZeroSum)
     weight.mul_(factor.view(-1, *[1] * (weight.dim() - 1)) if has_unit_rows else ref.expand_to_weight(factor))
 
 
 def assign_weight_(ref: WeightRef, name: str, weight: Tensor) -> None:
-    """Write a weight, and look whether it is there.
+    """Assign a weight, and raise if its parametrization changes the value.
 
     Raises:
-        ValueError: The weight's parametrization cannot hold it.
+        ValueError: The weight's parametrization cannot represent the value.
     """
     try:
         ref.assign_(weight)
@@ -133,16 +133,16 @@ def assign_weight_(ref: WeightRef, name: str, weight: Tensor) -> None:
         held = False
     if not held:
         raise ValueError(
-            f"initialization sets weights, which the parametrization of {name!r} does not let it do; initialize "
-            "without it."
+            f"initialization cannot set {name!r}, because its parametrization changes the value; initialize "
+            "without the parametrization."
         )
 
 
 def _check_varies(moments: PreactivationMoments, name: str) -> None:
-    """Look whether a layer's preactivations can be scaled to a standard deviation.
+    """Raise unless a layer's preactivations can be scaled to a standard deviation.
 
     Raises:
-        ValueError: They are constant or not finite.
+        ValueError: The preactivations are constant or not finite.
     """
     if not moments.std.isfinite().all():
         raise ValueError(

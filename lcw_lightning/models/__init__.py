@@ -1,4 +1,4 @@
 """The networks of the papers, as plain PyTorch modules: MLP, VGG19, PreActResNet18 and DeepCNN.
 
-Stands on torch alone. A model knows nothing of constraints, which are put on it from outside.
+They use torch only. A model has no code for constraints, which are added from outside.
 """

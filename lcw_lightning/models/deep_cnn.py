@@ -1,4 +1,4 @@
-"""Vanilla deep convolutional network: no norm, no skip, one width."""
+"""Vanilla deep convolutional network: no norms, no skip connections, one width."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,26 +16,26 @@ STRIDES = (1, 2, 2)
 class DeepCNN(nn.Sequential):
     """Vanilla CNN: ``depth`` convolutions of ``channels`` channels, then logits (Price et al., ICLR 2024).
 
-    Kernels are 3 x 3, every layer has a bias, and nothing normalizes. The paper gives depth and channels; the rest is
-    our choice, after public code for the vanilla CNNs of Xiao et al., ICML 2018 (arXiv 1806.05393): the second and
+    Kernels are 3 x 3, every layer has a bias, and there are no norms. The paper gives depth and channels; the rest is
+    our choice, based on public code for the vanilla CNNs of Xiao et al., ICML 2018 (arXiv 1806.05393): the second and
     third convolution have stride 2, which takes 32 x 32 pixels to 8 x 8, and the mean over positions goes into one
-    linear layer. At 32 x 32 pixels that is 2.7 billion multiplications an image, a fifteenth of what it would be
-    without strides. Images of any size are taken; the output has shape ``(batch, num_classes)``.
+    linear layer. At 32 x 32 pixels this takes 2.7 billion multiplications per image, a fifteenth of the number without
+    strides. Images may have any size; the output has shape ``(batch, num_classes)``.
 
     Padding is circular. Every position then sees nine inputs, so that the variance map of the theory holds at borders
-    too and q is the same everywhere; zeros around the image would lower it there, at a corner of the first layer to
-    four ninths of the weights' share.
+    too and q is the same everywhere; zero padding would lower q there: at a corner of the first layer, to four ninths
+    of the weights' part.
 
-    Convolutions are named ``hidden.0.conv``, ``hidden.1.conv``, ..., the last layer is ``output``. Weights are drawn as
-    torch draws them by default, with which so deep a network does not train: draw them anew. Delta-orthogonal kernels
-    see their centre alone at the start, so that of 32 x 32 pixels the strides leave 8 x 8 to be seen until training has
-    filled the kernels.
+    Convolutions are named ``hidden.0.conv``, ``hidden.1.conv``, ..., the last layer is ``output``. Weights have torch's
+    default initialization, with which so deep a network does not train, so draw them anew. Delta-orthogonal kernels
+    initially use their centre only, so that with the strides only 8 x 8 of 32 x 32 pixels have an effect until training
+    changes the other taps.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of logits.
         depth: Number of convolutions.
-        channels: Channels of each.
+        channels: Channels of each convolution.
         activation: Makes one activation module: a module class, or its class path on the command line.
 
     Raises:

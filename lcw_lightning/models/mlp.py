@@ -18,9 +18,9 @@ AFTER_ACTIVATION: dict[Norm, Callable[[int], nn.Module]] = {"standardization": n
 class MLP(nn.Sequential):
     """Fully connected network: ``depth`` hidden layers of ``width`` units, then logits (paper, Section 6.1).
 
-    Inputs of any shape ``(batch, ...)`` are flattened; the output has shape ``(batch, num_classes)``. Weights are drawn
-    as Glorot & Bengio do, uniformly with variance 2 / (fan_in + fan_out), and biases are zero, as the paper has it for
-    its rivals; minibatch initialization rescales them.
+    Inputs of any shape ``(batch, ...)`` are flattened; the output has shape ``(batch, num_classes)``. Weights are
+    initialized as in Glorot & Bengio, uniformly with variance 2 / (fan_in + fan_out), and biases are zero, as the paper
+    does for the methods that it compares with. Minibatch initialization rescales the weights.
 
     Args:
         in_features: Numbers per sample, such as 64 for an 8 x 8 image.
@@ -51,7 +51,7 @@ class MLP(nn.Sequential):
     ) -> None:
         if norm != "none" and norm not in BEFORE_ACTIVATION and norm not in AFTER_ACTIVATION:
             raise ValueError(
-                f"MLP knows the norms none, {', '.join([*BEFORE_ACTIVATION, *AFTER_ACTIVATION])}; got {norm!r}."
+                f"MLP supports the norms none, {', '.join([*BEFORE_ACTIVATION, *AFTER_ACTIVATION])}; got {norm!r}."
             )
         if depth < 1:
             raise ValueError(f"MLP needs a depth of at least 1 hidden layer, got {depth}.")

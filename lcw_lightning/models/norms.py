@@ -1,4 +1,4 @@
-"""Where a convolutional network normalizes, and what its sizes may be."""
+"""Place the norms of convolutional networks, and check the networks' settings."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,10 +14,10 @@ __all__ = ["check_settings", "normed_activation"]
 def normed_activation(channels: int, activation: Callable[[], nn.Module], norm: Norm) -> nn.Sequential:
     """Return an activation with its norm before it (``batch``, ``layer``), after it (``standardization``), or none.
 
-    Layer normalization is that of a sample over all its channels and positions, with a gain and a shift a channel.
+    Layer normalization is over all channels and positions of a sample, with one gain and one shift per channel.
 
     Args:
-        channels: Channels of the images that the activation is given.
+        channels: Channels of the activation's input.
         activation: Makes one activation module.
         norm: Name of the norm.
 
@@ -27,7 +27,7 @@ def normed_activation(channels: int, activation: Callable[[], nn.Module], norm: 
     """
     if norm == "none":
         return nn.Sequential(OrderedDict(activation=activation()))
-    # One group: torch's LayerNorm would need the size of the images.
+    # GroupNorm with one group, because torch's LayerNorm would need the size of the images.
     norm_module = nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)
     if norm == "standardization":
         return nn.Sequential(OrderedDict(activation=activation(), norm=norm_module))
@@ -35,14 +35,14 @@ def normed_activation(channels: int, activation: Callable[[], nn.Module], norm: 
 
 
 def check_settings(network: nn.Module, norm: str, **sizes: int) -> None:
-    """Look whether a network can be built.
+    """Raise unless a network can be built with these settings.
 
     Raises:
         ValueError: Unknown norm, or a size below 1.
     """
     name = type(network).__name__
     if norm not in get_args(Norm):
-        raise ValueError(f"{name} knows the norms {', '.join(get_args(Norm))}; got {norm!r}.")
+        raise ValueError(f"{name} supports the norms {', '.join(get_args(Norm))}; got {norm!r}.")
     for size, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} needs a {size} of at least 1, got {value}.")

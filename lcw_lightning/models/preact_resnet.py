@@ -18,13 +18,13 @@ STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
 class PreActResNet18(nn.Sequential):
     """ResNet18 with full preactivation for small images: eight residual units (paper, Section 6.2).
 
-    A convolution, four stages of two :class:`ResidualUnit` each, BatchNorm and ReLU, the mean over positions, logits.
-    Stages work at 1, 1/2, 1/4 and 1/8 of the resolution, from 32 x 32 pixels down to 4 x 4; images of any size are
-    taken. The output has shape ``(batch, num_classes)``.
+    It consists of a convolution, four stages of two :class:`ResidualUnit` each, BatchNorm and ReLU, the mean over
+    positions, and the logits. The stages have 1, 1/2, 1/4 and 1/8 of the resolution, from 32 x 32 pixels down to 4 x 4.
+    Images may have any size. The output has shape ``(batch, num_classes)``.
 
-    Convolutions are named ``stem`` and ``stage2.unit1.conv1``, ``conv2`` or ``shortcut``; the last layer is
-    ``output``. They have a bias only where no norm before the next activation has one. Weights are drawn as torch
-    draws them by default, since the paper does not say how.
+    Convolutions are named ``stem`` and ``stage2.unit1.conv1``, ``conv2`` or ``shortcut``; the last layer is ``output``.
+    They have a bias only where no norm before the next activation has one. Weights have torch's default initialization,
+    since the paper gives none.
 
     Args:
         num_classes: Number of logits.
@@ -67,14 +67,14 @@ class PreActResNet18(nn.Sequential):
 
 
 class ResidualUnit(nn.Module):
-    """Norm, activation, convolution, twice, added to what came in: nothing follows the addition.
+    """Apply norm, activation and convolution twice, and add the input; nothing follows the addition.
 
-    Where the shape changes, what came in passes the first norm and activation, and a 1 x 1 convolution.
+    Where the shape changes, the input passes the first norm and activation and a 1 x 1 convolution before it is added.
 
     Args:
-        in_channels: Channels of what comes in.
-        channels: Channels of what goes out.
-        stride: Of the first convolution.
+        in_channels: Channels of the input.
+        channels: Channels of the output.
+        stride: Stride of the first convolution.
         activation: Makes one activation module.
         norm: As in :class:`PreActResNet18`.
     """

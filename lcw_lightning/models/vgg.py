@@ -17,14 +17,14 @@ BLOCKS = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
 class VGG19(nn.Sequential):
     """VGG19 for 32 x 32 images: 16 convolutions, three fully connected layers with dropout (paper, Section 6.2).
 
-    BatchNorm stands between each convolution and its ReLU. The fully connected layers have none: with it the paper's
-    learning rate of 0.1 makes the loss grow at first. Five poolings take 32 x 32 pixels to 8 ``width`` x 1 x 1
-    features. Images of other sizes work too: odd sizes are rounded up, and what is left is averaged over positions.
-    The output has shape ``(batch, num_classes)``.
+    There is a BatchNorm between each convolution and its ReLU. The fully connected layers have no BatchNorm, because
+    with it the loss grows at first at the paper's learning rate of 0.1. Five poolings take 32 x 32 pixels to 8
+    ``width`` x 1 x 1 features. Images of other sizes work too: odd sizes are rounded up, and the remaining positions
+    are averaged. The output has shape ``(batch, num_classes)``.
 
     Convolutions are named ``features.conv3_1`` (the first of the third block), the fully connected layers
-    ``hidden.linear1``, ``hidden.linear2`` and ``output``. Weights are drawn as torch draws them by default, since the
-    paper does not say how.
+    ``hidden.linear1``, ``hidden.linear2`` and ``output``. Weights have torch's default initialization, since the paper
+    gives none.
 
     Args:
         num_classes: Number of logits.
@@ -33,8 +33,8 @@ class VGG19(nn.Sequential):
         hidden_width: Units of each hidden fully connected layer; 4096 in the network for large images.
         dropout: Probability that a hidden fully connected unit is dropped in training.
         activation: Makes one activation module: a module class, or its class path on the command line.
-        norm: Of the convolutions: ``batch`` (on the preactivation; the paper's BN), ``standardization`` (BatchNorm on
-            the activation; the paper's SL), ``layer`` (on the preactivation, over all channels and positions of a
+        norm: Norm of the convolutions: ``batch`` (on the preactivation; the paper's BN), ``standardization`` (BatchNorm
+            on the activation; the paper's SL), ``layer`` (on the preactivation, over all channels and positions of a
             sample), or ``none``.
 
     Raises:
@@ -77,7 +77,7 @@ def _features(in_channels: int, width: int, activation: Callable[[], nn.Module],
             layers[f"conv{block}_{number}"] = nn.Conv2d(channels, multiple * width, kernel_size=3, padding=1)
             channels = multiple * width
             layers[f"activation{block}_{number}"] = normed_activation(channels, activation, norm)
-        # Rounding up leaves at least one position, of 28 x 28 pixels too.
+        # Rounding up leaves at least one position, for 28 x 28 pixels too.
         layers[f"pool{block}"] = nn.MaxPool2d(kernel_size=2, ceil_mode=True)
     return nn.Sequential(layers)
 

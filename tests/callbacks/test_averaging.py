@@ -93,7 +93,7 @@ def test_an_average_of_layers_that_do_not_exist_yet_is_refused(
 def test_a_layer_that_comes_after_the_average_is_named(hook, lightning, make_project, make_trainer, loader):
     project = make_project()
     setattr(project, hook, lambda **stage: setattr(project, "head", nn.Linear(16, 3)))
-    with pytest.raises(ValueError, match=r"'head\.weight' came after the module was constrained"):
+    with pytest.raises(ValueError, match=r"'head\.weight' were created after the module was constrained"):
         make_trainer(ConstraintCallback(), AVERAGES["ema"](lightning)).fit(project, loader)
 
 

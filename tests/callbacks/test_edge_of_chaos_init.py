@@ -70,7 +70,7 @@ def test_minibatch_initialization_beside_it_is_refused_before_anything_happens(m
     project, plain = make_sparse(), make_sparse()
     both = MinibatchInitCallback(), EdgeOfChaosInitCallback()
     for callbacks in (both, both[::-1]):
-        with pytest.raises(ValueError, match=r"turn that one off \(--minibatch_init\.granularity=none\)"):
+        with pytest.raises(ValueError, match=r"turn that off \(--minibatch_init\.granularity=none\)"):
             make_trainer(*callbacks).fit(project, loader)
     assert torch.equal(project.head.weight, plain.head.weight)
     make_trainer(MinibatchInitCallback(), EdgeOfChaosInitCallback("none")).fit(project, loader)

@@ -17,7 +17,7 @@ def test_the_learning_rate_finder_says_what_it_tries_and_finds_a_rate(residual, 
     project = make_project()
     project.lr = 1e-3
     finder = LearningRateFinder(num_training_steps=5)
-    with pytest.warns(UserWarning, match="LearningRateFinder tries its rates before the first batch initializes"):
+    with pytest.warns(UserWarning, match="LearningRateFinder tests rates before the first batch initializes"):
         make_trainer(ConstraintCallback(), MinibatchInitCallback(), finder, enable_checkpointing=True).fit(
             project, loader
         )

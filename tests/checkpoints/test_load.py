@@ -233,7 +233,7 @@ def test_a_checkpoint_that_lacks_a_part_of_a_weight_is_refused(part, kind, tmp_p
         else:
             del content["state_dict"][keys[-1]]
 
-    with pytest.raises(ValueError, match=r"its coordinates of 'head\.weight' make no weight of shape \[4, 6\]"):
+    with pytest.raises(ValueError, match=r"its coordinates of 'head\.weight' give no weight of shape \[4, 6\]"):
         load_from_checkpoint(Project, edited(path, spoil))
 
 
@@ -322,15 +322,15 @@ BROKEN = {
     "basis-in-state-dict": (other_basis_in_the_state_dict, "basis version 2, but this lcw_lightning reads version 1"),
     "shape": (
         other_shape,
-        r"its coordinates of 'head\.weight' make no weight of shape \[4, 6\]",
+        r"its coordinates of 'head\.weight' give no weight of shape \[4, 6\]",
     ),
     "lost": (lost_coordinates, r"does not fit this Project: Missing key.*\"head\.weight\""),
     "other-model": (other_model, r"does not fit this Project: .*Unexpected key.*tail\.weight"),
     "draft": (record_of_a_draft, r"record of constraints, 'lcw_lightning', is broken; take another"),
     "record": (record_of_another_kind, r"record of constraints, 'lcw_lightning', is broken"),
-    "layout": (record_in_another_layout, r"its coordinates of 'head\.weight' make no weight of shape"),
+    "layout": (record_in_another_layout, r"its coordinates of 'head\.weight' give no weight of shape"),
     "strings": (record_with_strings, r"record of constraints, 'lcw_lightning', is broken"),
-    "flat": (flat_coordinates, r"its coordinates of 'head\.weight' make no weight of shape \[4, 6\]"),
+    "flat": (flat_coordinates, r"its coordinates of 'head\.weight' give no weight of shape \[4, 6\]"),
     "path": (path_among_hyperparameters, r"holds pathlib\.\S+, which .*weights_only=False"),
     "payload": (payload, "more than tensors and plain values and may run code, so it was not loaded"),
 }

@@ -84,7 +84,7 @@ def test_a_checkpoint_is_evaluated_to_its_own_accuracy(command, stage, lcw, smal
 
 
 def test_evaluating_without_a_checkpoint_says_so(lcw):
-    with pytest.warns(UserWarning, match="lcw test without --ckpt_path runs the weights as they are drawn"):
+    with pytest.warns(UserWarning, match="lcw test without --ckpt_path uses freshly drawn weights"):
         lcw("test")
 
 

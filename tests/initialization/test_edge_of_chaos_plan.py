@@ -56,7 +56,7 @@ def test_equal_activations_are_one_and_attention_is_none():
 
 OBSTACLES = {
     "lazy": (nn.LazyLinear(4), {}, "cannot draw '0.weight': it is lazy; run one forward first"),
-    "sn": (constrained(nn.Linear(4, 4), "sn"), {}, "cannot draw '0.weight': under sn its norm is 1 for good"),
+    "sn": (constrained(nn.Linear(4, 4), "sn"), {}, "cannot draw '0.weight': under sn its norm is always 1"),
     "bias": (nn.Linear(4, 4, bias=False), {}, r"its layer has no bias, which needs standard deviation 0\.56"),
     "transposed": (nn.ConvTranspose2d(4, 4, 3), {"weights": "delta_orthogonal"}, "it is a transposed convolution's"),
     "groups": (nn.Conv2d(4, 4, 3, groups=2), {"weights": "delta_orthogonal"}, "its convolution has groups=2"),
@@ -64,12 +64,12 @@ OBSTACLES = {
     "one channel": (
         constrained(nn.Conv2d(1, 4, 3), "lcw"),
         {"weights": "delta_orthogonal"},
-        "of one input channel the only zero-sum centre tap is zero; use weights='gaussian', or leave the layer",
+        "with one input channel the only zero-sum centre tap is zero; use weights='gaussian', or leave the layer",
     ),
     "unknown": (
         nn.Linear(4, 4),
         {"weights": "orthogonal"},
-        "knows weights gaussian, delta_orthogonal; got 'orthogonal'",
+        "supports weights gaussian, delta_orthogonal; got 'orthogonal'",
     ),
     "q": (nn.Linear(4, 4), {"q": 0.0}, "q is a variance: it must be positive"),
     "elementwise": (
@@ -101,7 +101,8 @@ def test_biases_that_would_take_all_variance_are_refused(monkeypatch):
     # No activation known to us has it so, but for rounding.
     monkeypatch.setattr("lcw_lightning.initialization.edge_of_chaos_plan.edge_of_chaos_stds", lambda *_: (1.0, 2.0))
     with pytest.raises(
-        ValueError, match=r"cannot draw '0\.weight': biases of this activation take all of the variance q=4"
+        ValueError,
+        match=r"cannot draw '0\.weight': at its edge of chaos biases have all of the preactivations' variance q=4",
     ):
         edge_of_chaos_init_(nn.Sequential(nn.Linear(4, 4), SPARSE), torch.rand(8, 4), q=4.0)
 
@@ -139,13 +140,13 @@ def test_a_network_that_runs_none_of_its_layers_is_refused():
         def forward(self, inputs):
             return inputs
 
-    with pytest.raises(ValueError, match="matches a layer to the inputs, but Unused ran none"):
+    with pytest.raises(ValueError, match="matches a layer to the inputs, but Unused ran no drawn layer"):
         edge_of_chaos_init_(Unused(nn.Linear(4, 4), SPARSE), torch.rand(8, 4))
 
 
 def test_a_parametrization_that_cannot_hold_the_weight_is_refused_by_name():
     layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
-    with pytest.raises(ValueError, match=r"the parametrization of '0\.weight' does not let it do"):
+    with pytest.raises(ValueError, match=r"cannot set '0\.weight', because its parametrization changes the value"):
         edge_of_chaos_init_(nn.Sequential(layer, SPARSE), torch.rand(8, 4))
 
 

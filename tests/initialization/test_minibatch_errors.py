@@ -27,7 +27,7 @@ def test_buffers_come_back_after_an_error_too():
         pytest.param(
             nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))),
             5 * torch.randn(8, 4),
-            "the parametrization of '0.weight' does not let it do",
+            "cannot set '0.weight', because its parametrization changes the value",
             id="spectral-norm",
         ),
     ],
@@ -50,7 +50,7 @@ class OneWay(nn.Module):
 def test_a_parametrization_without_a_right_inverse_is_refused_by_name():
     layer = nn.Linear(4, 8)
     nn.utils.parametrize.register_parametrization(layer, "weight", OneWay())
-    with pytest.raises(ValueError, match="the parametrization of 'weight' does not let it do"):
+    with pytest.raises(ValueError, match="cannot set 'weight', because its parametrization changes the value"):
         minibatch_init_(layer, torch.randn(32, 4))
 
 

@@ -39,7 +39,7 @@ def test_any_activation_is_made_anew_for_each_layer():
 
 
 def test_an_unknown_norm_lists_the_known_ones():
-    with pytest.raises(ValueError, match="knows the norms none, batch, layer, standardization; got 'group'"):
+    with pytest.raises(ValueError, match="supports the norms none, batch, layer, standardization; got 'group'"):
         MLP(12, 5, norm="group")
 
 

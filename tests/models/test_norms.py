@@ -183,5 +183,5 @@ def test_any_activation_comes_by_its_class_path(make):
 
 @networks
 def test_an_unknown_norm_lists_the_known_ones(make):
-    with pytest.raises(ValueError, match="knows the norms none, batch, standardization, layer; got 'group'"):
+    with pytest.raises(ValueError, match="supports the norms none, batch, standardization, layer; got 'group'"):
         make(norm="group")
