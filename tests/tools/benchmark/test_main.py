@@ -84,6 +84,8 @@ def test_half_precision_stands_in_the_case(small):
 def test_compiled_networks_have_code_of_their_own(small, monkeypatch):
     for name in METHODS[3:]:
         monkeypatch.delitem(methods.METHODS, name)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()  # of what other tests have compiled in this process
     (found,) = by_case(small("step", "--compile", "--cases=50*")).values()
     assert list(found) == METHODS[:3]
     assert next(iter(found.values()))["case"].endswith(", compiled")
