@@ -10,7 +10,8 @@ from lcw_lightning.compat import clear_cached_weights
 from lcw_lightning.constraints.kinds import computes_as_its_kind, constraint_class, constraint_of
 from lcw_lightning.constraints.zero_sum import ZeroSum
 from lcw_lightning.observation.moments import ChannelSums
-from lcw_lightning.weights.weight_ref import SPATIAL_DIMS, WeightRef
+from lcw_lightning.weights.layer_types import SPATIAL_DIMS
+from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = [
     "PreactivationMoments",

@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lcw_lightning.weights.weight_ref import WEIGHT_NAMES, WeightRef, named_weights
+from lcw_lightning.weights.layer_types import WEIGHT_NAMES
+from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
 __all__ = ["listed", "select_weights"]
 

@@ -1,4 +1,4 @@
-"""Layers with weights that can be constrained, and the layout of their output units and input channels."""
+"""A weight of a layer: where its output units and input channels lie, and how it is written."""
 
 import math
 from fnmatch import fnmatchcase
@@ -10,25 +10,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-__all__ = [
-    "WEIGHT_NAMES",
-    "WeightRef",
-    "named_weights",
-    "units_first",
-]
+from lcw_lightning.weights.layer_types import SPATIAL_DIMS, TRANSPOSED, WEIGHT_NAMES
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-SPATIAL_DIMS: dict[type[nn.Module], int] = {nn.Linear: 0}
-SPATIAL_DIMS |= {kind: dims for kinds in (CONVOLUTIONS, TRANSPOSED) for dims, kind in enumerate(kinds, start=1)}
-WEIGHT_NAMES: dict[type[nn.Module], str] = {
-    **dict.fromkeys(SPATIAL_DIMS, "weight"),
-    nn.Bilinear: "weight",
-    nn.RNNBase: "weight_*",
-    nn.RNNCellBase: "weight_*",
-    nn.MultiheadAttention: "*_proj_weight",
-}
-"""Glob of the names of a layer type's weights. Embeddings, norms and biases are left out."""
+__all__ = ["WeightRef", "named_weights", "units_first"]
 
 
 class WeightRef(NamedTuple):
