@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_tracing
 from torch.nn.modules import module as all_modules
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
@@ -33,6 +34,7 @@ __all__ = [
     "is_cached",
     "is_compiled_here",
     "is_made_by_cli",
+    "is_traced_by_fx",
     "is_transformed",
     "is_view",
     "module_hooks",
@@ -57,6 +59,11 @@ def is_compiled_here(module: nn.Module) -> bool:
 
     in_place = module._compiled_call_impl is not None
     return in_place or isinstance(module, OptimizedModule) or getattr(module, "_compiler_ctx", None) is not None
+
+
+def is_traced_by_fx() -> bool:
+    """Return whether :func:`torch.fx.symbolic_trace` runs: it records calls of modules, and not of their forward."""
+    return is_fx_tracing()
 
 
 def is_cached() -> bool:

@@ -232,3 +232,16 @@ def test_a_block_that_caches_weights_is_seen():
     assert not compat.is_cached()
     with parametrize.cached():
         assert compat.is_cached()
+
+
+def test_symbolic_tracing_by_fx_is_seen():
+    seen = []
+
+    class Noting(nn.Module):
+        def forward(self, inputs):
+            seen.append(compat.is_traced_by_fx())
+            return inputs
+
+    torch.fx.symbolic_trace(Noting())
+    assert seen == [True]
+    assert not compat.is_traced_by_fx()

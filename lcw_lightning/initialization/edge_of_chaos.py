@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
+from lcw_lightning.compat import is_transformed
 from lcw_lightning.constraints.kinds import is_zero_sum
 from lcw_lightning.initialization.edge_of_chaos_plan import Draw, EdgeOfChaosLayer, edge_of_chaos_layers
 from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
@@ -124,12 +125,16 @@ class _FirstLayerHook:
 
     @torch.no_grad()
     def match(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_transformed():  # by torch.func, where nothing can be written: the layers wait for another call
+            return
         self.disarm()
         ref, sigma_w, sigma_b = self.waiting[name]
         self.waiting.clear()
         z = _without_bias(layer, *args, **kwargs)
         drawn = preactivation_moments(z, ref.channel_dim, by_unit=False).mean_square
-        given = preactivation_moments(args[0] if args else kwargs["input"], ref.channel_dim, by_unit=False).mean_square
+        given = preactivation_moments(
+            args[0] if args else next(iter(kwargs.values())), ref.channel_dim, by_unit=False
+        ).mean_square
         # The output of a zero-sum weight for constant inputs is only rounding error.
         _check_matchable(name, drawn, (4 * torch.finfo(z.dtype).eps * sigma_w) ** 2 * given)
         scale_weight_(ref, name, ((self.q - sigma_b**2) / drawn).sqrt())

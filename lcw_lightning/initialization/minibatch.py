@@ -11,6 +11,7 @@ from torch.autograd import Function
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lcw_lightning.compat import is_transformed
 from lcw_lightning.initialization.rescaling import computes_as_torch, is_scalable, rescale_layer_
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
@@ -159,6 +160,8 @@ class _Rescaling:
             handle.remove()
 
     def before(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_transformed():  # by torch.func, where nothing can be written: the layer waits for another call
+            return
         is_trained, is_linear = torch.is_grad_enabled(), self.is_linear(name)
         with torch.no_grad():
             if name in self.biases:
@@ -171,6 +174,8 @@ class _Rescaling:
                 self.outputs[name] = self.rescale(name, z if is_linear else z.clone())
 
     def after(self, name: str, _layer: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if is_transformed():
+            return output
         is_linear = self.is_linear(name)
         with torch.no_grad():
             scaled = self.outputs.pop(name) if name in self.outputs else self.rescale(name, output)

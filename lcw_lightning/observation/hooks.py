@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from lcw_lightning.compat import is_view
+from lcw_lightning.compat import is_transformed, is_view
 from lcw_lightning.observation.compiled import eager_mode
 
 __all__ = ["Observer", "Quantity", "observe"]
@@ -74,8 +74,8 @@ class _Hooks:
     ) -> tuple[Any, Any] | None:
         given = args[0] if args else kwargs.get(_first_parameter(layer), next(iter(kwargs.values()), None))
         first = _data(given)
-        if not (isinstance(first, Tensor) and first.is_floating_point()):
-            return None  # not observed, and an error only if the layer raises one
+        if not _can_be_observed(first):
+            return None  # an error only if the layer raises one
         self.observer(name, "input", first.detach())
         trained = first.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
         if not (trained and torch.is_grad_enabled()):
@@ -90,7 +90,7 @@ class _Hooks:
 
     def after(self, name: str, layer: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
         first = _data(output[0] if isinstance(output, tuple) and output else output)
-        if not (isinstance(first, Tensor) and first.is_floating_point()):
+        if not _can_be_observed(first):
             return None
         self.observer(name, "preactivation", first.detach())
         if is_view(first) and first.requires_grad:
@@ -114,7 +114,12 @@ class _Hooks:
 
 
 def _first_parameter(layer: nn.Module) -> str:
-    return next(iter(signature(layer.forward).parameters))
+    return next(iter(signature(layer.forward).parameters), "")
+
+
+def _can_be_observed(value: Any) -> bool:
+    # Within a transform of torch.func tensors take no hooks, and nested tensors have no common shape.
+    return isinstance(value, Tensor) and value.is_floating_point() and not value.is_nested and not is_transformed()
 
 
 def _with_first(output: Any, tensor: Tensor) -> Any:

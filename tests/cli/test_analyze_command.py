@@ -459,4 +459,4 @@ def test_help_says_what_it_does(capsys):
     assert "Run the first training step and report on every layer; nothing is trained and nothing logged." in said
     assert "--output OUTPUT The folder to write into." in said
     assert "Kinds of constraint to compare, each on the same weights and batch." in said
-    assert "--ckpt_path CKPT_PATH A checkpoint, whose weights are looked at" in said
+    assert "--ckpt_path CKPT_PATH A checkpoint whose weights are analyzed in place of freshly drawn ones" in said

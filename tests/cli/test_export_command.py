@@ -169,7 +169,10 @@ def test_a_missing_checkpoint_is_named(failure, lcw):
 def test_a_checkpoint_outside_of_its_run_needs_the_config(failure, small_checkpoint):
     shutil.copy(small_checkpoint, "elsewhere.ckpt")
     code, message = failure("--output=m.pt", "--ckpt_path=elsewhere.ckpt")
-    assert (code, "the config of the run that wrote elsewhere.ckpt: give it by --config" in message) == (1, True)
+    assert (code, "the config of the run that wrote elsewhere.ckpt is missing: give it by --config" in message) == (
+        1,
+        True,
+    )
     main(["export", "--config=lightning_logs/version_0/config.yaml", "--output=m.pt", "--ckpt_path=elsewhere.ckpt"])
     assert Path("m.pt").exists()
 

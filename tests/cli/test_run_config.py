@@ -30,7 +30,9 @@ def test_the_config_lies_in_the_folder_of_the_run(tmp_path, monkeypatch):
     checkpoints = tmp_path / "version_0" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "run.ckpt").touch()
-    with pytest.raises(FileNotFoundError, match=r"the config of the run that wrote .*run.ckpt: give it by --config"):
+    with pytest.raises(
+        FileNotFoundError, match=r"the config of the run that wrote .*run.ckpt is missing: give it by --config"
+    ):
         config_of_run(checkpoints / "run.ckpt")
     config = tmp_path / "version_0" / "config.yaml"
     config.touch()

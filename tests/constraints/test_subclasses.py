@@ -119,7 +119,7 @@ def test_edge_of_chaos_initialization_draws_the_weight_that_its_parent_gets():
 
 
 def test_edge_of_chaos_initialization_refuses_a_fixed_norm():
-    with pytest.raises(ValueError, match=r"'0\.weight': under sn its norm is 1"):
+    with pytest.raises(ValueError, match=r"'0\.weight': under sn its norm is always 1"):
         edge_of_chaos_init_(held(Spectral), torch.rand(4, 64), q=0.5)
 
 

@@ -96,3 +96,26 @@ def test_other_kinds_give_what_torchs_own_way_gives(kind):
     constrain(layer, kind)
     layer.eval()
     assert torch.equal(layer.weight, layer.parametrizations.weight())
+
+
+class Autoencoder(nn.Module):
+    """Reads a weight in a forward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(6, 4)
+
+    def forward(self, inputs):
+        return nn.functional.linear(self.encoder(inputs).tanh(), self.encoder.weight.t())
+
+
+@pytest.mark.parametrize("kind", ["lcw", "cwn", "wn"])
+def test_a_graph_of_torch_fx_reads_the_weight_anew_in_each_call(kind):
+    network, inputs = Autoencoder(), torch.randn(5, 6)
+    constrain(network, kind)
+    graph = torch.fx.symbolic_trace(network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+    assert not list(graph.named_buffers())
+    torch.testing.assert_close(graph(inputs), network(inputs))

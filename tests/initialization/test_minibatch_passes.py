@@ -294,3 +294,14 @@ def test_no_hook_is_left_whether_a_layer_was_reached_or_not_or_refused(gradients
     with pytest.raises(ValueError, match=r"of '1\.weight' are zero"):
         refused()
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model)
+
+
+def test_a_layer_waits_while_a_transform_of_torch_func_calls_it():
+    layer, inputs = nn.Linear(8, 6), torch.randn(16, 8)
+    before = layer.weight.detach().clone()
+    with rescale_on_first_forward(layer) as waiting:
+        torch.func.vmap(layer)(inputs)
+        assert list(waiting) == ["weight"]
+        assert torch.equal(layer.weight, before)
+        layer(inputs)
+    assert layer(inputs).std(correction=0).item() == pytest.approx(1, abs=1e-5)

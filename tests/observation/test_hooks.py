@@ -246,3 +246,27 @@ def test_packed_sequences_show_their_data():
     assert torch.equal(collector["layer", "preactivation"][0], output.data.detach())
     assert collector["layer", "preactivation_gradient"][0].shape == (7, 3)
     assert collector["layer", "input_gradient"][0].shape == (7, 4)
+
+
+TRANSFORMS = {
+    "vmap": lambda layer, inputs: torch.func.vmap(layer)(inputs),
+    "jvp": lambda layer, inputs: torch.func.jvp(layer, (inputs,), (inputs,))[0],
+    "jacrev": lambda layer, inputs: torch.func.vmap(torch.func.jacrev(layer))(inputs),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_calls_within_a_transform_of_torch_func_pass_unobserved(transform):
+    layer, inputs, recorder = nn.Linear(4, 3), torch.randn(5, 4), Collector()
+    with observe({"layer": layer}, recorder):
+        output = transform(layer, inputs)
+    assert torch.equal(output, transform(layer, inputs))
+    assert not recorder
+
+
+def test_nested_tensors_pass_unobserved():
+    layer, recorder = nn.Linear(4, 3), Collector()
+    nested = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged)
+    with observe({"layer": layer}, recorder):
+        assert torch.equal(layer(nested).values(), layer(nested.values()))
+    assert {tuple(value.shape) for value in recorder["layer", "input"]} == {(5, 4)}
