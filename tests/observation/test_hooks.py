@@ -250,7 +250,7 @@ def test_packed_sequences_show_their_data():
 
 TRANSFORMS = {
     "vmap": lambda layer, inputs: torch.func.vmap(layer)(inputs),
-    "jvp": lambda layer, inputs: torch.func.jvp(layer, (inputs,), (inputs,))[0],
+    "grad": lambda layer, inputs: torch.func.grad(lambda inputs: layer(inputs).sum())(inputs),
     "jacrev": lambda layer, inputs: torch.func.vmap(torch.func.jacrev(layer))(inputs),
 }
 
