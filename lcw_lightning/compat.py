@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.fx._symbolic_trace import is_fx_tracing
 from torch.nn.modules import module as all_modules
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
@@ -61,9 +60,12 @@ def is_compiled_here(module: nn.Module) -> bool:
     return in_place or isinstance(module, OptimizedModule) or getattr(module, "_compiler_ctx", None) is not None
 
 
+_module_call = nn.Module.__call__
+
+
 def is_traced_by_fx() -> bool:
-    """Return whether :func:`torch.fx.symbolic_trace` runs: it records calls of modules, and not of their forward."""
-    return is_fx_tracing()
+    """Return whether :func:`torch.fx.symbolic_trace` runs, which replaces the call of all modules to record it."""
+    return nn.Module.__call__ is not _module_call
 
 
 def is_cached() -> bool:

@@ -142,10 +142,10 @@ def test_a_checkpoint_without_its_momentum_does_not_lead_to_the_same_end(make_ru
 
 
 def test_an_interrupted_run_exits_and_resumes(make_run, small):
-    flags = [*small, "--trainer.max_epochs=20"]  # enough that it does not end before it is interrupted
+    flags = [*small, "--trainer.max_epochs=40"]  # enough that it does not end before it is interrupted
     unbroken, run = make_run("unbroken", *flags).finish(), make_run("interrupted", *flags)
     process = run.start()
-    wait_for_write(process, run, 3)
+    wait_for_write(process, run, 2)
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 1
