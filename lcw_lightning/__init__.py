@@ -33,6 +33,8 @@ _MODULES = {
     "linearly_constrained": "constraints.zero_sum",
     "load_from_checkpoint": "checkpoints.load",
     "minibatch_init_": "initialization.minibatch",
+    "plan_constraints": "constraints.plan",
+    "register_layer_type": "weights.layer_types",
 }
 """The module that defines each public name. Type checkers read the imports below instead; a test compares the two."""
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from lcw_lightning.constraints.constrain import constrain as constrain
     from lcw_lightning.constraints.fold import fold as fold
     from lcw_lightning.constraints.normalizations import centered_weight_norm as centered_weight_norm
+    from lcw_lightning.constraints.plan import plan_constraints as plan_constraints
     from lcw_lightning.constraints.zero_sum import linearly_constrained as linearly_constrained
     from lcw_lightning.data.digits import Digits as Digits
     from lcw_lightning.data.vision import CIFAR10 as CIFAR10
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from lcw_lightning.models.mlp import MLP as MLP
     from lcw_lightning.models.preact_resnet import PreActResNet18 as PreActResNet18
     from lcw_lightning.models.vgg import VGG19 as VGG19
+    from lcw_lightning.weights.layer_types import register_layer_type as register_layer_type
 
     __version__: str
 else:

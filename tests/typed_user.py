@@ -35,6 +35,8 @@ from lcw_lightning import (
     linearly_constrained,
     load_from_checkpoint,
     minibatch_init_,
+    plan_constraints,
+    register_layer_type,
 )
 
 if TYPE_CHECKING:
@@ -96,6 +98,9 @@ def make_classifier() -> ImageClassifier:
     assert names == ["hidden.0.linear.weight"]
     output: nn.Module = centered_weight_norm(nn.Linear(8, 10), name="weight")
     network.output = output
+    register_layer_type(type(network.output), weight="weight", unit_dim=0)
+    left_out: dict[str, str] = plan_constraints(network, "lcw", exclude=["output.*"]).left_out
+    assert left_out == {}
     minibatch_init_(network, torch.rand(16, 1, 8, 8), target_std=1.0, granularity="unit")
     batch = (torch.rand(16, 1, 8, 8), torch.randint(10, (16,)))
     report = analyze(network, batch, loss=nn.functional.cross_entropy, include=["*"], exclude=())

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lcw_lightning.callbacks.constraint_checks import (
@@ -24,11 +25,13 @@ from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.compat import starts_processes
-from lcw_lightning.constraints.constrain import constrain, constrained_weights, with_fan_in_1
+from lcw_lightning.constraints.constrain import constrain_as_planned, constrained_weights
 from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
+from lcw_lightning.constraints.plan import plan_constraints
 from lcw_lightning.constraints.projection import renew_projections_
-from lcw_lightning.weights.selection import listed, select_weights
+from lcw_lightning.weights.plan import Plan
+from lcw_lightning.weights.selection import listed
 
 __all__ = ["ConstraintCallback"]
 
@@ -94,13 +97,14 @@ class ConstraintCallback(Callback):
         self.method = method
         self.include = list(include)
         self.exclude = list(exclude)
+        self._left_out: set[str] = set()  # weights that this run leaves plain
         self._new: list[str] = []  # weights that this run has constrained
         self._found: list[str] = []  # weights that were constrained before this run
         self._overrides = Overrides()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._new, self._found = [], list(constrained_weights(pl_module))
+        self._left_out, self._new, self._found = set(), [], list(constrained_weights(pl_module))
         self._overrides.add(pl_module, "load_state_dict", partial(load_all_or_nothing, pl_module))
         self._overrides.add(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
         self._overrides.add(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
@@ -131,9 +135,9 @@ class ConstraintCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        selected = {} if self.kind == "none" else select_weights(pl_module, self.include, self.exclude)
         renew_projections_(pl_module)  # sharding replaces the parameters
-        late = [name for name, ref in selected.items() if kind_of(ref) == "none"]
+        now = {} if self.kind == "none" else self._plan(pl_module).weights
+        late = [name for name, ref in now.items() if kind_of(ref) == "none" and name not in self._left_out]
         if late:
             raise ValueError(
                 f"{listed(late)} were created after the module was constrained; build these layers in setup() or "
@@ -163,15 +167,15 @@ class ConstraintCallback(Callback):
             warnings.warn(f"{listed(constrained)} stay constrained although kind is none.", stacklevel=2)
 
     def _constrain(self, pl_module: LightningModule) -> None:
-        selected = select_weights(pl_module, self.include, self.exclude)
-        if too_small := with_fan_in_1(selected, self.kind):
-            raise ValueError(
-                f"a constrained weight needs fan_in >= 2, but fan_in is 1 for {listed(too_small)}, where zero is the "
-                "only zero-sum weight; name them in exclude to leave them unconstrained."
-            )
+        plan = self._plan(pl_module)
         before = constrained_weights(pl_module)
-        constrained = constrain(pl_module, self.kind, self.include, self.exclude, self.method)
-        self._new += [name for name in constrained if name not in before]
+        constrain_as_planned(pl_module, plan, self.kind, self.method)
+        self._left_out = set(plan.left_out)
+        self._new += [name for name in plan.weights if name not in before]
+        rank_zero_info(plan.summary)
+
+    def _plan(self, pl_module: LightningModule) -> Plan:
+        return plan_constraints(pl_module, self.kind, self.include, self.exclude, self.method)
 
     def _configure_and_constrain(self, pl_module: LightningModule, configure_model: Callable[[], None]) -> None:
         configure_model()

@@ -7,7 +7,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lcw_lightning.constraints.constrain import Kind
+from lcw_lightning.constraints.kinds import Kind
 
 __all__ = ["LCWParser"]
 

@@ -2,28 +2,20 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import get_args
 
 import torch
 from torch import nn
 
-from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, check_method, kind_of
-from lcw_lightning.constraints.projection import check_shards, hold_zero_sum_, is_projected
-from lcw_lightning.constraints.registration import (
-    constrainable_parameter,
-    register_constraint,
-)
-from lcw_lightning.weights.selection import listed, select_weights
+from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, kind_of
+from lcw_lightning.constraints.plan import plan_constraints
+from lcw_lightning.constraints.projection import hold_zero_sum_
+from lcw_lightning.constraints.registration import obstacle_to, register_constraint
+from lcw_lightning.weights.plan import Plan
+from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.ties import parameter_places, tied_to
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
-__all__ = [
-    "Kind",
-    "Method",
-    "constrain",
-    "constrain_weights",
-    "constrained_weights",
-    "with_fan_in_1",
-]
+__all__ = ["constrain", "constrain_as_planned", "constrain_weights", "constrained_weights"]
 
 
 def constrain(
@@ -48,8 +40,9 @@ def constrain(
     dict is loaded.
 
     Args:
-        model: Any module. The weights of Linear, Bilinear, convolutions (grouped and transposed too), recurrent layers
-            and MultiheadAttention are constrained; embeddings and norms are left alone.
+        model: Any module. The weights of Linear, Bilinear, convolutions (grouped and transposed too), recurrent layers,
+            MultiheadAttention and :func:`registered <lcw_lightning.register_layer_type>` types are constrained;
+            embeddings and norms are left alone.
         kind: ``lcw`` (see :func:`~lcw_lightning.linearly_constrained`), ``cwn`` (centered weight normalization, see
             :func:`~lcw_lightning.centered_weight_norm`), ``wn`` and ``sn`` (torch's own
             :func:`~torch.nn.utils.parametrizations.weight_norm` by units, and
@@ -63,37 +56,40 @@ def constrain(
 
     Raises:
         ValueError: Unknown kind or method, ``project`` for a kind that it cannot hold, a pattern that matches no
-            weight, a weight that several layers share or that has another constraint. The model is left unchanged.
+            weight, or one under which every weight must be left out. The model is left unchanged.
 
     Warns:
-        UserWarning: Weights of fan_in 1, for which zero is the only zero-sum value, were skipped (``lcw`` and ``cwn``).
+        UserWarning: Weights were left out, for the reasons that :func:`~lcw_lightning.plan_constraints` gives.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))
         >>> constrain(network, exclude=["2.*"])
         ['0.weight']
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"constrain() knows the kinds {', '.join(get_args(Kind))}; got {kind!r}.")
-    check_method(kind, method)
+    plan = plan_constraints(model, kind, include, exclude, method)
     if kind == "none":
         return []
-    selected = select_weights(model, include, exclude)
-    if unconstrainable := with_fan_in_1(selected, kind):
-        warnings.warn(f"left unconstrained, because fan_in is 1: {listed(unconstrainable)}.", stacklevel=2)
-    wanted = {name: ref for name, ref in selected.items() if name not in unconstrainable}
-    project = method == "project"
-    new = {name: ref for name, ref in wanted.items() if kind_of(ref) != kind or is_projected(ref) != project}
-    constrain_weights(model, new, dict.fromkeys(new, kind), new if project else ())
-    return list(wanted)
+    constrain_as_planned(model, plan, kind, method)
+    if plan.left_out:
+        warnings.warn(plan.summary, stacklevel=2)
+    return list(plan.weights)
 
 
-def with_fan_in_1(weights: Mapping[str, WeightRef], kind: Kind) -> list[str]:
-    """Return the names of the weights of fan_in 1, if the kind makes units sum to zero: their only value is zero."""
-    if not PARAMETRIZATIONS[kind].sums_to_zero:
-        return []
-    with torch.no_grad():
-        return [name for name, ref in weights.items() if ref.fan_in == 1]
+def constrain_as_planned(model: nn.Module, plan: Plan, kind: Kind, method: Method) -> None:
+    """Constrain the weights of a plan that are not constrained yet.
+
+    Raises:
+        ValueError: A pattern takes no weight, or a weight is under another constraint. The model is left unchanged.
+    """
+    held = {name: kind_of(ref) for name, ref in named_weights(model).items() if name in plan.left_out}
+    if other := [name for name, held_kind in held.items() if held_kind != "none"]:
+        raise ValueError(
+            f"{kind} by {method}: {listed(other)} are under {held[other[0]]} already; take a fresh module or "
+            "fold(module), or name them in exclude."
+        )
+    plan.check()
+    new = {name: ref for name, ref in plan.weights.items() if kind_of(ref) == "none"}
+    constrain_weights(model, new, dict.fromkeys(new, kind), new if method == "project" else ())
 
 
 def constrained_weights(model: nn.Module) -> dict[str, Kind]:
@@ -123,23 +119,11 @@ def constrain_weights(
     Raises:
         ValueError: A weight that cannot be constrained, or that several layers share. The model is left unchanged.
     """
-    owners: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            owners.setdefault(id(parameter), []).append(f"{prefix}.{name}" if prefix else name)
+    places = parameter_places(model)
     for name, ref in weights.items():
-        kind = PARAMETRIZATIONS[kinds[name]]
-        try:
-            parameter = constrainable_parameter(ref.layer, ref.name, kind, may_be_sharded=name in projected)
-            kind(parameter, ref.transposed_groups)
-            check_shards(ref)
-        except ValueError as error:
-            raise ValueError(f"cannot constrain {name!r}: {error}") from error
-        if len(tied := owners[id(parameter)]) > 1:
-            to_exclude = listed(other for other in tied if other in weights)
-            raise ValueError(
-                f"cannot constrain {name!r}: {' and '.join(map(repr, tied))} are tied; leave {to_exclude} out."
-            )
+        obstacle = tied_to(name, ref, places) or obstacle_to(ref, PARAMETRIZATIONS[kinds[name]], name in projected)
+        if obstacle:
+            raise ValueError(f"cannot constrain {name!r}: {obstacle}.")
     for name, ref in weights.items():
         if kind_of(ref) != "none":  # constrained by this loop, under another name of its module
             continue

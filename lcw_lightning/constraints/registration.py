@@ -19,6 +19,7 @@ from lcw_lightning.weights.weight_ref import WeightRef, units_first
 __all__ = [
     "Constraint",
     "constrainable_parameter",
+    "obstacle_to",
     "register_constraint",
     "right_inverse",
     "remove_plain_weight_hooks",
@@ -81,40 +82,41 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
     return module
 
 
-def constrainable_parameter(
-    module: nn.Module, name: str, kind: type[Constraint], may_be_sharded: bool = False
-) -> nn.Parameter:
+def constrainable_parameter(module: nn.Module, name: str, kind: type[Constraint]) -> nn.Parameter:
     """Return the plain parameter ``module.name``, if it can be constrained.
 
     Raises:
-        ValueError: No such parameter, it is lazy, sharded or constrained already, or its fan_in is too small.
+        ValueError: It cannot be, for a reason that :func:`obstacle_to` gives.
     """
-    owner = f"{type(module).__name__}.{name}"
-    parametrized = parametrize.is_parametrized(module, name)
-    if parametrized or is_projected(WeightRef(module, name)):
-        held = "parametrized" if parametrized else "held by method='project'"
-        raise ValueError(f"a constraint needs a plain parameter, but {owner} is {held} already; leave it out.")
     weight = module._parameters.get(name)
+    if obstacle := obstacle_to(WeightRef(module, name), kind):
+        shape = "" if weight is None or is_lazy(weight) else f" of shape {tuple(weight.shape)}"
+        raise ValueError(f"{type(module).__name__}.{name}{shape} cannot be constrained: {obstacle}.")
+    return cast(nn.Parameter, weight)
+
+
+def obstacle_to(ref: WeightRef, kind: type[Constraint], may_be_sharded: bool = False) -> str | None:
+    """Return why a weight cannot get a constraint of a kind; None if it can."""
+    if held := _held_by(ref):
+        return held
+    weight = ref.layer._parameters.get(ref.name)
     if weight is None:
-        raise ValueError(
-            f"a constraint needs a parameter, but {owner} is none; name the module that owns the weight, and take away "
-            "hooks that compute it, such as the old weight_norm and spectral_norm, and pruning."
-        )
+        return "no parameter; a hook that computes it, such as pruning or the old weight_norm, must be taken away first"
     if is_lazy(weight):
-        raise ValueError(f"a constraint needs the shape of {owner}, which is lazy; run one forward first.")
-    if hasattr(weight, "device_mesh") and not may_be_sharded:
-        raise ValueError(
-            f"a constraint needs the whole weight, but {owner} is sharded; constrain the model before fully_shard()."
-        )
-    fan_in = WeightRef(module, name).fan_in if weight.dim() > 1 else 1
-    smallest = 2 if kind.sums_to_zero else 1
-    if fan_in < smallest:
-        why = ", for which zero is the only zero-sum weight" if kind.sums_to_zero else ""
-        raise ValueError(
-            f"a constraint needs fan_in >= {smallest}, but {owner} of shape {tuple(weight.shape)} has "
-            f"fan_in={fan_in}{why}; leave this layer unconstrained."
-        )
-    return weight
+        return "lazy; run one forward first"
+    if hasattr(weight, "device_mesh") and not (may_be_sharded and ref.transposed_groups < 2):
+        return "sharded; constrain the model before fully_shard()"
+    if weight.dim() < 2 or (kind.sums_to_zero and ref.fan_in == 1):
+        return "fan_in 1" + ", for which zero is the only zero-sum weight" * kind.sums_to_zero
+    is_zero = kind.has_fixed_norm and not weight.is_meta and not weight.any()
+    return "zero weights, whose norm cannot be fixed; draw them first" if is_zero else None
+
+
+def _held_by(ref: WeightRef) -> str | None:
+    if parametrize.is_parametrized(ref.layer, ref.name):
+        held: Any = ref.layer.parametrizations[ref.name]  # type: ignore[index]
+        return f"parametrized already by {' and '.join(type(one).__name__ for one in held)}"
+    return "held by method='project' already" if is_projected(ref) else None
 
 
 def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:

@@ -149,24 +149,26 @@ def _draw(layers: Mapping[str, EdgeOfChaosLayer], weights: Draw) -> None:
         if drawn.isdisjoint(parameters):  # otherwise it is tied to a weight that is already drawn
             drawn |= parameters
             assign_weight_(ref, name, sigma_w * _of_rank_zero(_unit_weight(ref, weights)))
-        bias = ref.layer.bias
+        bias = getattr(ref.layer, "bias", None)
         if isinstance(bias, nn.Parameter) and bias.requires_grad:
             bias.copy_(sigma_b * _of_rank_zero(torch.randn(bias.shape, **_precise(bias))))
 
 
 def _unit_weight(ref: WeightRef, weights: Draw) -> Tensor:
     """Draw a weight whose units have mean square norm 1."""
+    groups = ref.transposed_groups
     if weights == "delta_orthogonal":
         rows = orthogonal_rows(ref.num_units, ref.num_channels, is_zero_sum(ref), **_precise(ref.value))
-        return at_centre(rows, *getattr(ref.layer, "kernel_size", ()))
-    rows = gaussian_rows(ref.num_units, ref.fan_in, is_zero_sum(ref), **_precise(ref.value))
-    if groups := ref.transposed_groups:
-        return units_first(rows.view(units_first(ref.value, groups).shape), groups)  # which is its own inverse
-    return rows.view(ref.value.shape)
+        by_unit = at_centre(rows, *getattr(ref.layer, "kernel_size", ()))
+    else:
+        rows = gaussian_rows(ref.num_units, ref.fan_in, is_zero_sum(ref), **_precise(ref.value))
+        by_unit = rows.view((units_first(ref.value, groups) if groups else ref.value).shape)
+    return units_first(by_unit, groups) if groups else by_unit  # which is its own inverse
 
 
 def _without_bias(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    bias = layer.bias if isinstance(layer.bias, nn.Parameter) else torch.zeros(())
+    held = getattr(layer, "bias", None)
+    bias = held if isinstance(held, nn.Parameter) else torch.zeros(())
     before = bias.clone()
     bias.zero_()
     try:

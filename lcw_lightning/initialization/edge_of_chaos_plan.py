@@ -87,14 +87,14 @@ def _obstacle(layer: EdgeOfChaosLayer, q: float) -> str | None:
         return f"under {kind_of(ref)} its norm is always 1; use another kind of constraint, or none"
     if sigma_b**2 >= q:
         return f"at its edge of chaos biases have all of the preactivations' variance q={q:.4g}"
-    if ref.layer.bias is None and sigma_b > 1e-6:
+    if getattr(ref.layer, "bias", None) is None and sigma_b > 1e-6:
         return f"its layer has no bias, which needs standard deviation {sigma_b:.4g}; make the layer with bias=True"
     return None
 
 
 def _obstacle_to_delta_orthogonal(ref: WeightRef) -> str | None:
     kernel_size, groups = getattr(ref.layer, "kernel_size", ()), getattr(ref.layer, "groups", 1)
-    if ref.transposed_groups:
+    if ref.transposed_groups and kernel_size:
         why = "it is a transposed convolution's"
     elif groups > 1:
         why = f"its convolution has groups={groups}"

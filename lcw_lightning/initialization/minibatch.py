@@ -141,7 +141,7 @@ class _Rescaling:
         self.biases = {
             name: bias
             for name, ref in self.waiting.items()
-            if isinstance(bias := ref.layer.bias, Tensor) and bias.requires_grad
+            if isinstance(bias := getattr(ref.layer, "bias", None), Tensor) and bias.requires_grad
         }
         self.handles: dict[str, list[RemovableHandle]] = {}
         self.rescaled: set[int] = set()
@@ -191,7 +191,7 @@ class _Rescaling:
     def is_linear(self, name: str) -> bool:
         """Return whether, with zero bias, the output of a layer scales in proportion to its weight."""
         ref = self.waiting[name]
-        return computes_as_torch(ref) and (ref.layer.bias is None or name in self.biases)
+        return computes_as_torch(ref) and (getattr(ref.layer, "bias", None) is None or name in self.biases)
 
     def rescale(self, name: str, z: Tensor) -> Tensor:
         ref = self.waiting[name]

@@ -41,12 +41,13 @@ class ObservedLayer(NamedTuple):
     @property
     def in_channels(self) -> int:
         """Number of features or channels of the input."""
-        return self._size("in_channels", "in_features", "in1_features", "input_size", "embed_dim")
+        first = next(iter(self.weights.values()))
+        return first.num_channels if first.is_observable else self._size("in1_features", "input_size", "embed_dim")
 
     @property
     def out_channels(self) -> int:
         """Number of features or channels of the output; for a bidirectional layer, of one direction."""
-        return self._size("out_channels", "out_features", "proj_size", "hidden_size", "embed_dim")
+        return self._size("out_channels", "out_features", "proj_size", "hidden_size", "embed_dim") or self._num_units()
 
     @property
     def num_projections(self) -> int:
@@ -58,7 +59,8 @@ class ObservedLayer(NamedTuple):
     def bias(self) -> Tensor | None:
         """The bias of z, one value per channel; None without one."""
         holder = self.layer.out_proj if isinstance(self.layer, nn.MultiheadAttention) else self.layer
-        return holder.bias.detach() if isinstance(holder.bias, Tensor) else None
+        bias = getattr(holder, "bias", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
 
     @torch.no_grad()
     def units(self) -> dict[str, Tensor]:
@@ -68,8 +70,8 @@ class ObservedLayer(NamedTuple):
 
     def input_units(self, units: Mapping[str, Tensor]) -> Tensor:
         """Return the rows of :meth:`units` that multiply the input, shape ``(num_projections, fan_in)``."""
-        reads_two = isinstance(self.layer, nn.Bilinear)
-        rows = [units[name] for name in _READ_THE_INPUT if name in units and not reads_two]
+        reads_two, is_called = isinstance(self.layer, nn.Bilinear), next(iter(self.weights.values())).is_observable
+        rows = [rows for name, rows in units.items() if (is_called or name in _READ_THE_INPUT) and not reads_two]
         if isinstance(self.layer, nn.MultiheadAttention):
             rows = [matrix[: self.layer.embed_dim] for matrix in rows]  # keys and values may have other inputs
         if not rows:
@@ -84,7 +86,10 @@ class ObservedLayer(NamedTuple):
             return self.weights["weight"].expand_to_fan_in(per_channel)
 
     def _size(self, *names: str) -> int:
-        return next(int(size) for name in names if (size := getattr(self.layer, name, 0)))
+        return next((int(size) for name in names if (size := getattr(self.layer, name, 0))), 0)
+
+    def _num_units(self) -> int:
+        return next(len(rows) for rows in self.units().values())
 
 
 def observed_layers(

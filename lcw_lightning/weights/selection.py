@@ -1,15 +1,14 @@
 """Select weights by globs on their names, with messages that help when nothing matches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lcw_lightning.weights.layer_types import WEIGHT_NAMES
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
-__all__ = ["listed", "select_weights"]
+__all__ = ["listed", "select_names", "select_weights"]
 
 
 def select_weights(
@@ -18,7 +17,7 @@ def select_weights(
     """Return the :func:`named_weights` that match a glob of ``include`` and none of ``exclude``.
 
     Raises:
-        ValueError: A string in place of a list, a pattern that matches no weight, or no weight is left.
+        ValueError: As :func:`select_names` says.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2))
@@ -26,21 +25,35 @@ def select_weights(
         ['0.weight']
     """
     weights = named_weights(model)
+    selected = select_names(weights, include, exclude, type(model).__name__)
+    return {name: ref for name, ref in weights.items() if name in selected}
+
+
+def select_names(names: Collection[str], include: Sequence[str], exclude: Sequence[str], owner: str) -> set[str]:
+    """Return the names that match a glob of ``include`` and none of ``exclude``.
+
+    Args:
+        names: Names of the weights of a model.
+        include: Glob patterns.
+        exclude: Glob patterns.
+        owner: The model's class, for messages.
+
+    Raises:
+        ValueError: A string in place of a list, a pattern that matches no name, or no name is left.
+    """
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"{argument} is a list of patterns, got the string {patterns!r}; write [{patterns!r}].")
-    matches = {glob: {name for name in weights if fnmatchcase(name, glob)} for glob in (*include, *exclude)}
-    for pattern, names in matches.items():
-        if not names:
-            raise ValueError(_no_match(pattern, weights, model))
+    matches = {glob: {name for name in names if fnmatchcase(name, glob)} for glob in (*include, *exclude)}
+    for pattern, matching in matches.items():
+        if not matching:
+            raise ValueError(_no_match(pattern, names, owner))
     chosen = set().union(*(matches[glob] for glob in include)).difference(*(matches[glob] for glob in exclude))
-    selected = {name: ref for name, ref in weights.items() if name in chosen}
-    if not selected:
+    if not chosen:
         raise ValueError(
-            f"include={list(include)} and exclude={list(exclude)} leave no weight of {type(model).__name__}; "
-            f"it has {listed(weights)}."
+            f"include={list(include)} and exclude={list(exclude)} leave no weight of {owner}; it has {listed(names)}."
         )
-    return selected
+    return chosen
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
@@ -54,13 +67,14 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _no_match(pattern: str, names: Iterable[str], model: nn.Module) -> str:
-    names = list(names)
+def _no_match(pattern: str, names: Collection[str], owner: str) -> str:
     if not names:
-        kinds = ", ".join(kind.__name__ for kind in WEIGHT_NAMES)
-        return f"{type(model).__name__} has no weight for the pattern {pattern!r}: it needs a layer of {kinds}."
+        return (
+            f"{owner} has no weight for the pattern {pattern!r}: it needs a layer of Linear, Conv1d, Conv2d, Conv3d, "
+            "ConvTranspose1d to 3d, Bilinear, RNN, LSTM, GRU, MultiheadAttention, or of register_layer_type()."
+        )
     near = get_close_matches(pattern, names, n=3, cutoff=0.0)
     return (
-        f"the pattern {pattern!r} matches no weight of {type(model).__name__}; near it are {listed(near)} "
+        f"the pattern {pattern!r} matches no weight of {owner}; near it are {listed(near)} "
         f"({len(names)} weights in all, named 'layer.weight')."
     )

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lcw_lightning.weights.layer_types import SPATIAL_DIMS, TRANSPOSED, WEIGHT_NAMES
+from lcw_lightning.weights.layer_types import LayerType, layer_type_of
 
 __all__ = ["WeightRef", "named_weights", "units_first"]
 
@@ -31,19 +30,24 @@ class WeightRef(NamedTuple):
     name: str
 
     @property
+    def layer_type(self) -> LayerType:
+        """What is known of the layer's type."""
+        known = layer_type_of(self.layer)
+        assert known is not None
+        return known
+
+    @property
     def is_observable(self) -> bool:
         """Whether the layer is called to map one input by this weight, so that hooks on it see both sides.
 
-        True for Linear and convolutions. Recurrent layers do not expose their inner states, and attention reads its
-        output projection without calling it.
+        True for Linear, convolutions and registered types, not for recurrent layers, attention and Bilinear.
         """
-        called = not isinstance(self.layer, NonDynamicallyQuantizableLinear)
-        return called and isinstance(self.layer, tuple(SPATIAL_DIMS))
+        return self.layer_type.spatial_dims is not None
 
     @property
     def transposed_groups(self) -> int:
-        """Groups of a transposed convolution; 0 for other layers."""
-        return self.layer.groups if isinstance(self.layer, TRANSPOSED) else 0
+        """Groups of a weight whose units lie along dimension 1, as in transposed convolutions; 0 for other layers."""
+        return getattr(self.layer, "groups", 1) if self.layer_type.unit_dim else 0
 
     @property
     def value(self) -> Tensor:
@@ -70,12 +74,13 @@ class WeightRef(NamedTuple):
     @property
     def num_channels(self) -> int:
         """Input features of a Linear, input channels of a convolution."""
-        return int(getattr(self.layer, "in_channels" if self.channel_dim < -1 else "in_features"))
+        named: int | None = getattr(self.layer, "in_channels" if self.channel_dim < -1 else "in_features", None)
+        return self.fan_in if named is None else named
 
     @property
     def channel_dim(self) -> int:
         """Dimension of channels in inputs and outputs of an observable layer, counted from the end, batched or not."""
-        return -1 - next(dims for kind, dims in SPATIAL_DIMS.items() if isinstance(self.layer, kind))
+        return -1 - (self.layer_type.spatial_dims or 0)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -134,11 +139,11 @@ class WeightRef(NamedTuple):
 
 
 def units_first(weight: Tensor, groups: int) -> Tensor:
-    """Return a transposed convolution's weight in the layout of a convolution, with units along dimension 0.
+    """Return a weight whose units lie along dimension 1 in the layout of a convolution, with units along dimension 0.
 
     Args:
-        weight: Shape ``(in_channels, out_channels // groups, *kernel)``.
-        groups: Of the convolution.
+        weight: Shape ``(in_channels, out_channels // groups, *kernel)``, as in transposed convolutions.
+        groups: Of the convolution; 1 for other layers.
 
     Returns:
         Shape ``(out_channels, in_channels // groups, *kernel)``. The function is its own inverse.
@@ -155,9 +160,9 @@ def named_weights(model: nn.Module, remove_duplicate: bool = True) -> dict[str, 
     """Return every constrainable weight by its name ``layer.weight``, in the order of ``model.named_modules()``.
 
     These are the weights of Linear, Bilinear, convolutions and transposed convolutions (grouped and depthwise too),
-    the input and recurrent weights of RNN, LSTM, GRU and their cells, and the projections of MultiheadAttention.
-    Embeddings and norms are left out. A module in several places has its first name, or all with
-    ``remove_duplicate=False``.
+    the input and recurrent weights of RNN, LSTM, GRU and their cells, the projections of MultiheadAttention, and the
+    weights of :func:`registered <lcw_lightning.register_layer_type>` types. Embeddings and norms are left out. A module
+    in several places has its first name, or all with ``remove_duplicate=False``.
 
     Example:
         >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GRUCell(3, 2))))
@@ -171,10 +176,12 @@ def named_weights(model: nn.Module, remove_duplicate: bool = True) -> dict[str, 
 
 
 def _weight_names(module: nn.Module) -> list[str]:
-    pattern = next((names for kind, names in WEIGHT_NAMES.items() if isinstance(module, kind)), "")
+    known = layer_type_of(module)
+    if known is None:
+        return []
     held = [name for name, parameter in module._parameters.items() if parameter is not None]
     # Hooks such as the old weight_norm compute a weight from parameters with such suffixes.
     suffixes = ("_orig", "_g", "_v")
     computed = [name.rpartition("_")[0] if name.endswith(suffixes) else name for name in held]
     names = dict.fromkeys([*computed, *getattr(module, "parametrizations", {})])
-    return [name for name in names if fnmatchcase(name, pattern)]
+    return [name for name in names if fnmatchcase(name, known.weights)]

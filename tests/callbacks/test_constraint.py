@@ -180,13 +180,24 @@ def test_kind_none_says_that_a_constrained_module_stays_so(checkpoint, make_proj
         make_trainer(ConstraintCallback("none")).test(project, loader, ckpt_path=checkpoint)
 
 
-def test_fan_in_1_stops_the_run_unless_it_is_excluded(make_project, make_trainer, loader):
+def test_what_cannot_be_constrained_is_left_plain_and_said_in_one_line(make_project, make_trainer, loader, caplog):
     project = make_project()
     project.gain = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match=r"fan_in is 1 for 'gain\.weight'.*name them in exclude"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         make_trainer(ConstraintCallback()).fit(project, loader)
-    make_trainer(ConstraintCallback(exclude=["gain.*"])).fit(project, loader)
     assert constrained_weights(project) == ALL
+    (said,) = [message for message in caplog.messages if message.startswith("lcw: ")]
+    assert said.startswith(
+        "lcw: 3 of 4 weights, 100 % of the numbers in the model's matrices; left out: 'gain.weight' (fan"
+    )
+
+
+def test_a_name_of_what_cannot_be_constrained_is_an_error(make_project, make_trainer, loader):
+    project = make_project()
+    project.gain = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"the pattern 'gain\.weight' takes no weight: 'gain\.weight' \(fan_in 1"):
+        make_trainer(ConstraintCallback(include=["*", "gain.weight"])).fit(project, loader)
+    assert constrained_weights(project) == {}
 
 
 def test_a_constrained_weight_that_no_optimizer_holds_is_an_error(make_project, make_trainer, loader):
@@ -196,9 +207,11 @@ def test_a_constrained_weight_that_no_optimizer_holds_is_an_error(make_project, 
         make_trainer(ConstraintCallback()).fit(project, loader)
 
 
-def test_a_frozen_weight_needs_no_optimizer(residual, make_project, make_trainer, loader):
+def test_a_frozen_weight_is_left_alone_and_needs_no_optimizer(residual, make_project, make_trainer, loader):
     project = make_project()
     project.head.requires_grad_(False)
+    drawn = project.head.weight.clone()
     project.configure_optimizers = lambda: torch.optim.SGD(project.body.parameters(), lr=0.1)
     make_trainer(ConstraintCallback()).fit(project, loader)
-    assert residual(project.head) < 1e-6
+    assert torch.equal(project.head.weight, drawn)
+    assert residual(project.body) < 1e-6

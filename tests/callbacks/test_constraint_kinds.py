@@ -78,12 +78,15 @@ def test_an_optimizer_that_forgets_the_gains_is_an_error(kind, make_project, mak
 
 
 @kinds
-def test_frozen_weights_stay_as_they_are_and_need_no_optimizer(kind, make_project, make_trainer, loader):
+@pytest.mark.parametrize("constrained", [False, True], ids=["plain", "constrained-before"])
+def test_frozen_weights_stay_as_they_are_and_need_no_optimizer(kind, constrained, make_project, make_trainer, loader):
     project, start = make_project(), make_project()
+    if constrained:
+        for module in (project, start):
+            constrain(module, kind, include=["head.*"])
     project.head.requires_grad_(False)
     project.configure_optimizers = lambda: torch.optim.SGD(project.body.parameters(), lr=0.1)
     make_trainer(ConstraintCallback(kind), MinibatchInitCallback()).fit(project, loader)
-    constrain(start, kind)
     held = dict(start.head.named_parameters())
     assert all(torch.equal(parameter, held[name]) for name, parameter in project.head.named_parameters())
 

@@ -198,7 +198,7 @@ def test_trainers_in_sequence_set_one_hook_that_stays(residual, make_project, ma
     make_trainer(ConstraintCallback("none")).fit(project, loader)  # as parametrized modules stay so
     assert gradient_hooks(project) == [1, 1, 1]
     assert residual(project) < 1e-6
-    with pytest.raises(ValueError, match="held by method='project' already"):
+    with pytest.raises(ValueError, match="are under lcw already; take a fresh module or fold"):
         make_trainer(ConstraintCallback()).fit(project, loader)
 
 
@@ -227,11 +227,23 @@ class Backbone(LightningModule):
         return torch.optim.Adam(self.head.parameters(), lr=0.03)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["constraint-first", "finetuning-first"])
 @pytest.mark.filterwarnings("ignore:.*BatchNorm", "ignore:The provided params to be frozen")
-def test_a_backbone_that_thaws_is_constrained(first, residual, make_trainer, loader):
+def test_a_backbone_that_was_frozen_before_stays_plain_when_it_thaws(residual, make_trainer, loader, caplog):
     module, finetuning = Backbone(), BackboneFinetuning(1, backbone_initial_lr=0.01, verbose=False)
-    callbacks = [project_method(), finetuning] if first else [finetuning, project_method()]
+    drawn = module.backbone[0].weight.clone()
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        make_trainer(finetuning, project_method(), max_epochs=3).fit(module, loader)
+    assert "'backbone.0.weight' (frozen, and plain if it thaws)" in caplog.text
+    assert list(constrained_weights(module)) == ["head.weight"]
+    assert (module.backbone[0].weight - drawn).abs().max() > 1e-3
+    assert residual(module.head) < 1e-6
+    assert residual(module.backbone) > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:.*BatchNorm", "ignore:The provided params to be frozen")
+def test_a_backbone_that_is_frozen_after_it_was_constrained_stays_so(residual, make_trainer, loader):
+    module, finetuning = Backbone(), BackboneFinetuning(1, backbone_initial_lr=0.01, verbose=False)
+    callbacks = [project_method(), finetuning]
     drawn = module.backbone[0].weight.clone()
     make_trainer(*callbacks, max_epochs=1).fit(module, loader)
     frozen = module.backbone[0].weight.detach().clone()

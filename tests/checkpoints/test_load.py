@@ -155,7 +155,7 @@ class Migrating(Project):
 def test_a_module_that_leaves_frozen_layers_out_loads(tmp_path):
     module, path = trained(tmp_path, Frozen(), ConstraintCallback())
     loaded = load_from_checkpoint(Frozen, path)
-    assert list(constrained_weights(loaded)) == ALL
+    assert list(constrained_weights(loaded)) == [name for name in ALL if not name.startswith("conv.")]
     assert torch.equal(loaded.head.weight, module.head.weight)
 
 

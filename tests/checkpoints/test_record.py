@@ -70,7 +70,9 @@ def test_a_plain_checkpoint_restores_nothing():
         pytest.param(2, "head.weight", "lcw", "basis version 2, but this lcw_lightning reads version 1", id="basis"),
         pytest.param(1, "tail.weight", "lcw", r"constrains 'tail\.weight', which Network does not have", id="model"),
         pytest.param(1, "up.weight", "lcw", r"'up\.weight' has the shape \[4, 6\], that of the model", id="shape"),
-        pytest.param(1, "square.weight", "lcw", "is parametrized already", id="parametrized"),
+        pytest.param(
+            1, "square.weight", "lcw", "cannot constrain 'square.weight': parametrized already by", id="parametrized"
+        ),
         pytest.param(1, "head.weight", "cubic", r"'head\.weight' has the kind 'cubic'", id="kind"),
     ],
 )

@@ -64,13 +64,13 @@ def test_kind_none_leaves_the_model_plain():
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"knows the kinds none, lcw, cwn, wn, sn; got 'lwc'"):
+    with pytest.raises(ValueError, match=r"one of the kinds none, lcw, cwn, wn, sn; got 'lwc'"):
         constrain(Network(), "lwc")
 
 
 def test_fan_in_1_is_skipped_and_reported():
     network = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 2))
-    with pytest.warns(UserWarning, match=r"left unconstrained, because fan_in is 1: '0\.weight'"):
+    with pytest.warns(UserWarning, match=r"1 of 2 weights, .* left out: '0\.weight' \(fan_in 1, for which zero"):
         assert constrain(network) == ["1.weight"]
 
 
@@ -98,23 +98,58 @@ def parametrized():
     return network
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
+def frozen():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    network[1].requires_grad_(False)
+    return network
+
+
+def unknown():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(4, 4))
+
+    return nn.Sequential(nn.Linear(4, 4), Scale())
+
+
+OBSTACLES = pytest.mark.parametrize(
+    ("make", "pattern", "obstacle"),
     [
-        pytest.param(tied, r"'0\.weight' and '1\.weight' are tied; leave '0\.weight', '1\.weight' out", id="tied"),
-        pytest.param(
-            tied_to_an_embedding, r"'embedding\.weight' and .* are tied; leave 'head\.weight' out", id="embedding"
-        ),
-        pytest.param(pruned, r"cannot constrain '1\.weight'.* take away hooks", id="pruned"),
-        pytest.param(parametrized, r"cannot constrain '1\.weight'.*parametrized already", id="parametrized"),
+        pytest.param(tied_to_an_embedding, "head.*", r"tied to 'embedding\.weight'", id="tied-to-embedding"),
+        pytest.param(pruned, "1.weight", "no parameter; a hook that computes it", id="pruned"),
+        pytest.param(parametrized, "1.weight", "parametrized already by _Orthogonal", id="parametrized"),
+        pytest.param(frozen, "1.weight", "frozen", id="frozen"),
+        pytest.param(unknown, "1.matrix", "unknown layer type; see register_layer_type", id="unknown-type"),
     ],
 )
-def test_what_cannot_be_constrained_is_named_before_anything_changes(make, message):
+
+
+@OBSTACLES
+def test_what_cannot_be_constrained_is_left_as_it_is_and_said_once(make, pattern, obstacle):
+    network = make()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.warns(UserWarning, match=rf"lcw: 1 of 2 weights, .* left out: '.*' \({obstacle}") as caught:
+        (constrained,) = constrain(network)
+    assert len(caught) == 1
+    untouched = {key: value for key, value in before.items() if not key.startswith(constrained.partition(".")[0])}
+    assert untouched
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in untouched.items())
+
+
+@OBSTACLES
+def test_a_name_or_a_glob_under_which_nothing_can_be_constrained_is_an_error(make, pattern, obstacle):
     network = make()
     before = set(network.state_dict())
-    with pytest.raises(ValueError, match=message):
-        constrain(network)
+    with pytest.raises(ValueError, match=rf"the pattern .* takes no weight: .*{obstacle}"):
+        constrain(network, include=["*", pattern])
     assert set(network.state_dict()) == before
+
+
+def test_the_error_lists_all_obstacles_at_once():
+    network = nn.Sequential(tied(), nn.Linear(4, 4).requires_grad_(False), nn.Linear(1, 4))
+    with pytest.raises(ValueError, match=r"tied to .*tied to .*frozen.*fan_in 1"):
+        constrain(network)
 
 
 def test_folding_gives_a_plain_copy_with_the_same_outputs():
@@ -140,8 +175,8 @@ def test_folding_leaves_the_original_constrained_and_independent():
 
 def test_folding_keeps_frozen_weights_frozen_and_loads_plain_checkpoints():
     network = Network()
-    network.conv.weight.requires_grad_(False)
     constrain(network)
+    network.conv.requires_grad_(False)
     folded = fold(network)
     assert not folded.conv.weight.requires_grad
     assert folded.head.weight.requires_grad

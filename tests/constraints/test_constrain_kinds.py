@@ -12,6 +12,7 @@ from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS
+from lcw_lightning.constraints.registration import register_constraint
 
 kinds = pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 ORIGINALS = {"lcw": ["original"], "cwn": ["original0", "original1"], "wn": ["original0", "original1"]}
@@ -80,8 +81,8 @@ def test_folding_a_training_network_gives_a_plain_one_with_the_outputs_of_evalua
 @kinds
 def test_removing_constraints_keeps_weights_what_trains_and_what_is_frozen(kind):
     network = Network()
-    network.conv.requires_grad_(False)
     constrain(network, kind)
+    network.conv.requires_grad_(False)
     network.eval()
     weights = [network.conv.weight.detach().clone(), network.head.weight.detach().clone()]
     remove_constraints_(network)
@@ -97,7 +98,8 @@ def test_removing_constraints_keeps_weights_what_trains_and_what_is_frozen(kind)
 def test_frozen_weights_stay_frozen_in_all_their_parts(kind):
     network = Network()
     network.conv.weight.requires_grad_(False)
-    constrain(network, kind)
+    register_constraint(network.conv, "weight", PARAMETRIZATIONS[kind])
+    assert constrain(network, kind) == ALL
     assert [p.requires_grad for p in network.conv.parametrizations.parameters()] == [
         False for name in ORIGINALS[kind] if not name.startswith("0.")
     ]
@@ -200,17 +202,23 @@ def test_a_module_on_the_meta_device_is_constrained_and_filled_later(kind):
 
 
 @kinds
-def test_other_kinds_and_other_peoples_parametrizations_are_refused_by_name(kind):
-    other = "lcw" if kind != "lcw" else "cwn"
-    for spoil in (lambda layer: constrain(layer, other), nn.utils.parametrizations.weight_norm):
-        network = Network()
-        spoil(network.head)
-        before = list(network.state_dict())
-        with pytest.raises(
-            ValueError, match=r"cannot constrain 'head\.weight': .* is parametrized already; leave it out"
-        ):
-            constrain(network, kind)
-        assert list(network.state_dict()) == before
+def test_a_second_kind_is_refused_with_the_way_out(kind):
+    network, other = Network(), "lcw" if kind != "lcw" else "cwn"
+    constrain(network.head, other)
+    before = list(network.state_dict())
+    with pytest.raises(ValueError, match=rf"'head\.weight' are under {other} already; take a fresh module or fold"):
+        constrain(network, kind)
+    assert list(network.state_dict()) == before
+    assert constrain(network, kind, exclude=["head.*"]) == ALL[:2]
+
+
+@kinds
+def test_somebody_elses_parametrization_is_left_out_and_said(kind):
+    network = Network()
+    nn.utils.parametrizations.weight_norm(network.head)
+    with pytest.warns(UserWarning, match=r"left out: 'head\.weight' \(parametrized already by _WeightNorm\)"):
+        assert constrain(network, kind) == ALL[:2]
+    assert type(network.head.parametrizations.weight[0]).__name__ == "_WeightNorm"
 
 
 @kinds
@@ -222,12 +230,11 @@ def test_somebody_elses_normalization_is_not_taken_for_ours(kind):
     assert constrained_weights(network) == {"up.weight": kind}
 
 
-def test_a_zero_weight_cannot_be_spectrally_normalized_and_nothing_changes():
+def test_a_zero_weight_cannot_be_spectrally_normalized_and_is_left_out():
     network = Network()
     nn.init.zeros_(network.head.weight)
-    with pytest.raises(ValueError, match=r"cannot constrain 'head\.weight': spectral normalization divides by"):
-        constrain(network, "sn")
-    assert constrained_weights(network) == {}
+    with pytest.warns(UserWarning, match=r"left out: 'head\.weight' \(zero weights, whose norm cannot be fixed"):
+        assert constrain(network, "sn") == ALL[:2]
     assert constrain(network, "sn", exclude=["head.*"]) == ALL[:2]
 
 
@@ -235,7 +242,7 @@ def test_a_zero_weight_cannot_be_spectrally_normalized_and_nothing_changes():
 def test_fan_in_1_is_left_alone_where_units_sum_to_zero(kind, sums):
     network = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 2))
     if sums:
-        with pytest.warns(UserWarning, match=r"left unconstrained, because fan_in is 1: '0\.weight'"):
+        with pytest.warns(UserWarning, match=r"1 of 2 weights, .* left out: '0\.weight' \(fan_in 1, for which zero"):
             assert constrain(network, kind) == ["1.weight"]
     else:
         assert constrain(network, kind) == ["0.weight", "1.weight"]

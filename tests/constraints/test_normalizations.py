@@ -149,7 +149,7 @@ def test_spectral_normalization_takes_nothing_from_the_random_numbers_of_the_run
 def test_a_zero_weight_has_no_spectral_norm_to_divide_by():
     layer = nn.Linear(4, 4)
     nn.init.zeros_(layer.weight)
-    with pytest.raises(ValueError, match="divides by the norm of the weight, which is zero; draw it first"):
+    with pytest.raises(ValueError, match="zero weights, whose norm cannot be fixed; draw them first"):
         register_constraint(layer, "weight", SpectralNorm)
     assert list(layer.state_dict()) == ["weight", "bias"]
 

@@ -305,8 +305,8 @@ def test_folded_and_released_networks_are_plain(residual, plain):
 
 def test_a_frozen_weight_is_projected_once_and_constrained_again_when_it_thaws(residual):
     model = network()
-    model[0].requires_grad_(False)
     constrain(model, method="project")
+    model[0].requires_grad_(False)
     assert not model[0].weight.requires_grad
     before = model[0].weight.clone()
     adam = {"make_optimizer": lambda parameters: torch.optim.Adam(parameters, lr=0.1)}
@@ -397,20 +397,26 @@ def test_somebody_elses_hooks_stay():
 MISTAKES = {
     "kind": (lambda model: constrain(model, "cwn", method="project"), "holds kind='lcw' alone, got 'cwn'"),
     "method": (lambda model: constrain(model, method="penalize"), "methods parametrize, project; got 'penalize'"),
-    "parametrized": (lambda model: constrain(linearly_constrained(model[5]), method="project"), "parametrized already"),
+    "parametrized": (
+        lambda model: constrain(linearly_constrained(model[5]), method="project"),
+        "are under lcw already",
+    ),
     "projected": (
         lambda model: constrain(model, method="project") and constrain(model),
-        r"'0\.weight': .*, but Conv2d\.weight is held by method='project' already",
+        r"lcw by parametrize: '0\.weight', .* are under lcw already; take a fresh module or fold",
     ),
     "linearly_constrained": (
         lambda model: constrain(model, method="project") and linearly_constrained(model[5]),
-        r"but Linear\.weight is held by method='project' already; leave it out",
+        r"Linear\.weight of shape .* cannot be constrained: held by method='project' already",
     ),
     "centered_weight_norm": (
         lambda model: constrain(model, method="project") and centered_weight_norm(model[5]),
-        r"but Linear\.weight is held by method='project' already; leave it out",
+        r"Linear\.weight of shape .* cannot be constrained: held by method='project' already",
     ),
-    "tied": (lambda model: constrain(nn.ModuleList([model, tied(model)]), method="project"), "are tied"),
+    "tied": (
+        lambda model: constrain(nn.ModuleList([model, tied(model)]), include=["1.*"], method="project"),
+        r"'1\.weight' \(tied to '0\.7\.weight'\)",
+    ),
 }
 
 

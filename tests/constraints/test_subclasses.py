@@ -67,7 +67,7 @@ def test_constrain_leaves_it_as_it_is_and_refuses_another_kind(subclass):
     assert constrain(model, KINDS[subclass]) == ["0.weight", "2.weight"]
     assert type(model[0].parametrizations.weight[0]) is subclass
     other = "wn" if KINDS[subclass] != "wn" else "lcw"
-    with pytest.raises(ValueError, match=r"'0\.weight'.* is parametrized already"):
+    with pytest.raises(ValueError, match=r"'0\.weight'.* are under .* already; take a fresh module"):
         constrain(held(subclass), other)
 
 

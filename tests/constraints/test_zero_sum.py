@@ -172,14 +172,30 @@ def test_the_constrained_layer_can_be_copied_and_printed():
 @pytest.mark.parametrize(
     ("layer", "name", "message"),
     [
-        pytest.param(nn.Linear(1, 4), "weight", r"Linear\.weight of shape \(4, 1\) has fan_in=1", id="fan-in-1"),
-        pytest.param(nn.Conv2d(4, 4, 1, groups=4), "weight", "has fan_in=1", id="depthwise-1x1"),
-        pytest.param(nn.Linear(3, 4), "bias", r"Linear\.bias of shape \(4,\) has fan_in=1", id="bias"),
-        pytest.param(nn.Linear(3, 4, bias=False), "bias", r"Linear\.bias is none", id="no-parameter"),
-        pytest.param(nn.LazyLinear(4), "weight", "is lazy; run one forward first", id="lazy"),
-        pytest.param(nn.ConvTranspose2d(4, 4, 1, groups=4), "weight", "has fan_in=1", id="transposed-1x1"),
-        pytest.param(nn.GRU(1, 4), "weight_ih_l0", r"GRU\.weight_ih_l0 of shape \(12, 1\) has fan_in=1", id="gate"),
-        pytest.param(linearly_constrained(nn.Linear(3, 4)), "weight", "is parametrized already", id="twice"),
+        pytest.param(
+            nn.Linear(1, 4), "weight", r"Linear\.weight of shape \(4, 1\) cannot be .*fan_in 1", id="fan-in-1"
+        ),
+        pytest.param(
+            nn.Conv2d(4, 4, 1, groups=4),
+            "weight",
+            "cannot be constrained: fan_in 1, for which zero",
+            id="depthwise-1x1",
+        ),
+        pytest.param(nn.Linear(3, 4), "bias", r"Linear\.bias of shape \(4,\) .* fan_in 1", id="bias"),
+        pytest.param(
+            nn.Linear(3, 4, bias=False), "bias", r"Linear\.bias cannot be constrained: no parameter", id="no-parameter"
+        ),
+        pytest.param(
+            nn.LazyLinear(4), "weight", r"Linear\.weight cannot be constrained: lazy; run one forward first", id="lazy"
+        ),
+        pytest.param(
+            nn.ConvTranspose2d(4, 4, 1, groups=4),
+            "weight",
+            "cannot be constrained: fan_in 1, for which zero",
+            id="transposed-1x1",
+        ),
+        pytest.param(nn.GRU(1, 4), "weight_ih_l0", r"GRU\.weight_ih_l0 of shape \(12, 1\) .* fan_in 1", id="gate"),
+        pytest.param(linearly_constrained(nn.Linear(3, 4)), "weight", "parametrized already by ZeroSum", id="twice"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
@@ -260,7 +276,7 @@ def test_a_recurrent_layer_with_somebody_elses_parametrization_can_be_copied_too
     ],
 )
 def test_a_weight_that_a_hook_computes_is_refused(hook):
-    with pytest.raises(ValueError, match=r"Linear\.weight is none; .* take away hooks that compute it"):
+    with pytest.raises(ValueError, match=r"Linear\.weight cannot .* a hook that computes it.* must be taken away"):
         linearly_constrained(hook(nn.Linear(3, 4)))
 
 

@@ -103,9 +103,9 @@ def test_directions_stay_and_get_the_length_of_the_gain(kind):
 @normed
 def test_a_frozen_bias_and_a_frozen_weight_are_left_alone(kind):
     network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    constrain(network, kind)
     network[0].bias.requires_grad_(False)
     network[1].requires_grad_(False)
-    constrain(network, kind)
     before = copy.deepcopy(network.state_dict())
     inputs = torch.randn(32, 4)
     minibatch_init_(network, inputs)
