@@ -32,7 +32,11 @@ MISTAKES = {
     "key": (["--model.network.wdth=3"], 2, ["Option 'wdth' is not accepted"]),
     "config": (["--config", "nowhere.yaml"], 2, ["does not exist", "nowhere.yaml"]),
     "checkpoint": (["--ckpt_path", "nowhere.ckpt"], 1, ["there is no checkpoint 'nowhere.ckpt'"]),
-    "fan-in": (["--model.network.width=1"], 1, ["fan_in is 1 for 'network.hidden.1.linear.weight'", "exclude"]),
+    "fan-in": (
+        ["--model.network.width=1", "--constraint.include=['*.1.*']"],
+        1,
+        ["'network.hidden.1.linear.weight'", "fan_in 1, for which zero"],
+    ),
     "every-n-steps": (["--shift_monitor.every_n_steps=-1"], 1, ["every_n_steps >= 0, got -1"]),
     "in-features": (["--model.network.in_features=63"], 1, ["shapes cannot be multiplied"]),
     "schedule": (["--model.lr_scheduler.every_n_epochs=0"], 1, ["every_n_epochs >= 1", "every_n_epochs=0"]),

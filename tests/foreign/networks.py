@@ -15,23 +15,23 @@ __all__ = ["NETWORKS", "Foreign"]
 
 
 class Foreign(NamedTuple):
-    """A network, a batch, what they make of each other, and the weights that ConstraintCallback must leave out."""
+    """A network, a batch, what they make of each other, and the least share of the matrices that is constrained."""
 
     build: Callable[[], nn.Module]
     batch: Callable[[], Any]
     loss: Callable[[nn.Module, Any], Tensor]
     output: Callable[[nn.Module, Any], Tensor]
-    exclude: tuple[str, ...] = ()
+    share: float = 0.0
 
 
-def transformer(kind: str, batch: Callable[[], Any], exclude: tuple[str, ...] = (), **config: Any) -> Foreign:
+def transformer(kind: str, batch: Callable[[], Any], **config: Any) -> Foreign:
     """One of transformers' models."""
 
     def build() -> nn.Module:
         model = getattr(pytest.importorskip("transformers"), kind)
         return model(model.config_class(**config))
 
-    return Foreign(build, batch, own_loss, logits, exclude)
+    return Foreign(build, batch, own_loss, logits, share=0.99)
 
 
 def own_loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -44,7 +44,7 @@ def logits(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def lora() -> nn.Module:
-    """Adapters on a BERT. By default they start at zero, and a layer of zero weights cannot be rescaled."""
+    """Adapters on a BERT."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=4, init_lora_weights=False)
     return peft.get_peft_model(NETWORKS["bert"].build(), config)
@@ -144,22 +144,19 @@ SWIN = {"img_size": 64, "window_size": 4, "depths": (1, 1, 1, 1), "embed_dim": 2
 
 NETWORKS: dict[str, Foreign] = {
     "bert": transformer("BertForSequenceClassification", texts, num_labels=3, **TEXT),
-    # All its layers but the classifier are transformers' Conv1D, which is not among the types that can be constrained.
+    # All its layers but the classifier are transformers' Conv1D, whose units are columns.
     "gpt2": transformer("GPT2ForSequenceClassification", texts, num_labels=3, pad_token_id=0, **GPT2),
     # Its last layer is tied to the embedding.
     "t5": transformer(
         "T5ForConditionalGeneration",
         lambda: words("input_ids", "labels"),
-        exclude=("*.lm_head.weight",),
         decoder_start_token_id=0,
         **T5,
     ),
     "llama": transformer("LlamaForCausalLM", lambda: words("input_ids", "labels"), **TEXT),
     "vit": transformer("ViTForImageClassification", pictures, num_labels=3, **IMAGE),
     "clip": transformer("CLIPModel", captions, **CLIP),
-    # A copy of peft's wrapper around the classifier would be a copy of the classifier alone: the wrapper has the
-    # attributes of its layer, __deepcopy__ among them once that is parametrized.
-    "lora": Foreign(lora, texts, own_loss, logits, exclude=("*.classifier.*",)),
+    "lora": Foreign(lora, texts, own_loss, logits),
     "resnet10t": timm("resnet10t"),
     "mobilenetv3": timm("mobilenetv3_small_050"),
     "convnext": timm("convnext_atto"),
@@ -173,7 +170,7 @@ NETWORKS: dict[str, Foreign] = {
         loss=lambda network, batch: sum(network(*batch).values()),
         output=lambda network, batch: torch.cat([found["boxes"][:8] for found in network(batch[0])]),
     ),
-    # Their layers hold torch_geometric's own Linear, which is not among the types that can be constrained.
+    # Their layers hold torch_geometric's own Linear.
     "gcn": graph_network("x, edges", lambda geometric: [geometric.GCNConv(8, 16), geometric.GCNConv(16, 16)]),
     "graph_sage": graph_network("x, edges", lambda geometric: [geometric.SAGEConv(8, 16), geometric.SAGEConv(16, 16)]),
     "gin": graph_network("x, edges", lambda geometric: [geometric.GINConv(perceptron(size)) for size in (8, 16)]),

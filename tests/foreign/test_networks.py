@@ -39,4 +39,4 @@ def test_others_networks_train_load_and_fold_under_the_three_callbacks(name, che
         return Project(name)
 
     loader = DataLoader(batches, batch_size=None)
-    check(name, make, loader, lambda project: network.output(project.network, batches[0]), network.exclude)
+    check(name, make, loader, lambda project: network.output(project.network, batches[0]), network.share)
