@@ -17,6 +17,7 @@ from lcw_lightning.constraints.kinds import is_zero_sum
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.observation.statistics import Statistic
+from lcw_lightning.weights.plan import EXCLUDED, Plan, plan_weights
 from lcw_lightning.weights.restoring import restored, undisturbed
 from lcw_lightning.weights.selection import listed
 
@@ -77,7 +78,7 @@ def analyze(
     with torch.inference_mode(False), torch.enable_grad():
         with undisturbed(network), snapshot.watching():
             value = step()
-        report = report_of(snapshot, value)
+        report = report_of(snapshot, value, plan_weights(network, "seen", include, exclude))
         if redraw is None:
             return report
         with restored(network):
@@ -104,8 +105,8 @@ def _hidden_layers(
     return {name: profile.layers[name] for name in profile.hidden_layers(chosen)}
 
 
-def report_of(snapshot: Snapshot, loss: float | None) -> Report:
-    """Return the report on a snapshot, once its step is done.
+def report_of(snapshot: Snapshot, loss: float | None, plan: Plan) -> Report:
+    """Return the report on a snapshot, once its step is done; the plan knows the layers that cannot be seen.
 
     Raises:
         ValueError: None of its layers was called.
@@ -135,8 +136,15 @@ def report_of(snapshot: Snapshot, loss: float | None) -> Report:
             for (name, of), sums in snapshot.sums.items()
             if of == "preactivation_gradient"
         },
+        **_coverage(plan),
     )
     return Report(statistics, condition, loss, snapshot.values())
+
+
+def _coverage(plan: Plan) -> dict[str, Any]:
+    unknown = {row.name: row.numbers for row in plan.rows if row.ref is None and row.obstacle != EXCLUDED}
+    seen = sum(row.numbers for row in plan.rows if row.ref is not None and row.obstacle != EXCLUDED)
+    return {"unknown": list(unknown), "seen_share": seen / (seen + sum(unknown.values())) if unknown else 1.0}
 
 
 def _sums_to_zero(layer: ObservedLayer) -> bool:

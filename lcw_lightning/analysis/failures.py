@@ -10,6 +10,7 @@ from lcw_lightning.weights.selection import listed
 __all__ = ["left_out", "no_gradient", "no_signal", "not_finite", "without_signal"]
 
 CONSTANT = 2e7  # shift ratio above which the std is only rounding error
+MOST = 0.99  # of the numbers in matrices; position embeddings are fewer
 PRECISION = "compute in float32 or bfloat16, if it is float16"
 
 
@@ -94,6 +95,12 @@ def left_out(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
                 "call these layers or remove them; DDP needs find_unused_parameters for them. A layer whose weight is "
                 "read without calling the layer is trained all the same, but cannot be watched",
             ),
+        )
+    if condition.seen_share < MOST:
+        yield Finding(
+            f"Only {100 * condition.seen_share:.3g} % of the numbers in the network's matrices are seen: "
+            f"{listed(condition.unknown)} belong to layers of unknown type.",
+            ("make the layer type known: register_layer_type(SomeLayer)",),
         )
     reached = [layer for layer, row in statistics.items() if Statistic.GRADIENT_STD in row]
     lost = [layer for layer in statistics if layer not in reached and layer not in condition.frozen]

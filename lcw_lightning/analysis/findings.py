@@ -24,6 +24,10 @@ class Condition(NamedTuple):
     """Number of values per input channel, over samples and positions."""
     gradient_values: Mapping[str, int] = {}
     """Number of values of dL/dz, over channels, samples and positions."""
+    unknown: Sequence[str] = ()
+    """Matrices in layers of unknown type, which are not seen."""
+    seen_share: float = 1.0
+    """Part of the numbers in the chosen matrices that layers of known type hold."""
 
 
 class Finding(NamedTuple):

@@ -16,6 +16,7 @@ from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.compat import end_fit
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.weights.plan import plan_weights
 
 __all__ = ["FirstStepReport"]
 
@@ -69,7 +70,8 @@ class FirstStepReport(Callback):
         self._watching.close()
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._snapshot is not None:
-            self.report = report_of(self._snapshot, loss.item() if isinstance(loss, Tensor) else None)
+            plan = plan_weights(pl_module, "seen", self.include, self.exclude)
+            self.report = report_of(self._snapshot, loss.item() if isinstance(loss, Tensor) else None, plan)
         end_fit()
 
     @override

@@ -1,13 +1,13 @@
 """Which layers can be observed, and where each has its input, its output and the weights between them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from lcw_lightning.weights.restoring import at_rest
 from lcw_lightning.weights.selection import select_weights
 from lcw_lightning.weights.weight_ref import WeightRef
 
@@ -65,7 +65,7 @@ class ObservedLayer(NamedTuple):
     @torch.no_grad()
     def units(self) -> dict[str, Tensor]:
         """Return every weight as the layer uses it now, with one row per unit; the layer is not changed."""
-        with _at_rest(ref.layer for ref in self.weights.values()):
+        with at_rest(ref.layer for ref in self.weights.values()):
             return {name: ref.units.detach() for name, ref in self.weights.items()}
 
     def input_units(self, units: Mapping[str, Tensor]) -> Tensor:
@@ -82,7 +82,7 @@ class ObservedLayer(NamedTuple):
         """Return one value per input channel in a shape that broadcasts against :meth:`input_units`."""
         if self.channel_dim == -1:
             return per_channel.view(1, -1)
-        with _at_rest([self.layer]):
+        with at_rest([self.layer]):
             return self.weights["weight"].expand_to_fan_in(per_channel)
 
     def _size(self, *names: str) -> int:
@@ -116,17 +116,3 @@ def observed_layers(
         if not (isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params()):
             layers.setdefault(path or type(layer).__name__, ObservedLayer(layer, {})).weights[weight] = ref
     return layers
-
-
-@contextmanager
-def _at_rest(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Put parametrizations in evaluation mode: in training mode each reading of torch's spectral norm updates it."""
-    held = [child for layer in layers for name, child in layer.named_children() if name == "parametrizations"]
-    training = [module for parametrizations in held for module in parametrizations.modules() if module.training]
-    for module in training:
-        vars(module)["training"] = False  # not by Module.__setattr__, which is slow
-    try:
-        yield
-    finally:
-        for module in training:
-            vars(module)["training"] = True

@@ -12,13 +12,15 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lcw_lightning.weights.layer_types import is_embedding_or_norm, layer_type_of
+from lcw_lightning.weights.restoring import at_rest
 from lcw_lightning.weights.selection import select_names
 from lcw_lightning.weights.ties import parameter_places, tied_to
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
-__all__ = ["Plan", "PlannedWeight", "frozen_or_lazy", "plan_weights"]
+__all__ = ["EXCLUDED", "Plan", "PlannedWeight", "frozen_or_lazy", "plan_weights"]
 
 EXCLUDED = "excluded"
+"""The obstacle of a weight that the user excludes."""
 
 
 class PlannedWeight(NamedTuple):
@@ -155,7 +157,7 @@ def plan_weights(
     places, counted, rows = parameter_places(model), set[int](), []
     for name, ref in known.items():
         reason = (tied_to(name, ref, places) or obstacle(ref)) if name in chosen else EXCLUDED
-        shape = () if is_lazy(ref.value) else tuple(ref.value.shape)
+        shape = _shape(ref)
         of_embedding = any(is_embedding_or_norm(module) for p in ref.parameters for _, module in places[id(p)])
         is_counted = not of_embedding and counted.isdisjoint(map(id, ref.parameters))
         counted.update(map(id, ref.parameters))
@@ -180,6 +182,11 @@ def _unknown_matrices(
             if _numbers(parameter.shape):
                 seen.add(id(parameter))
                 yield path, (module, parameter)
+
+
+def _shape(ref: WeightRef) -> tuple[int, ...]:
+    with at_rest([ref.layer]):
+        return () if is_lazy(ref.value) else tuple(ref.value.shape)
 
 
 def _numbers(shape: Sequence[int]) -> int:

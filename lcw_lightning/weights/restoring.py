@@ -1,13 +1,13 @@
 """Restore a network after a block of code that changes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["restored", "undisturbed", "unless_it_fails"]
+__all__ = ["at_rest", "restored", "undisturbed", "unless_it_fails"]
 
 
 @contextmanager
@@ -81,6 +81,29 @@ def unless_it_fails(model: nn.Module) -> Iterator[None]:
     except BaseException:
         _put_back(saved)
         raise
+
+
+@contextmanager
+def at_rest(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Put parametrizations in evaluation mode: in training mode each reading of torch's spectral norm updates it.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
+        >>> before = layer.parametrizations.weight[0]._u.clone()
+        >>> with at_rest([layer]):
+        ...     _ = layer.weight
+        >>> torch.equal(layer.parametrizations.weight[0]._u, before)
+        True
+    """
+    held = [child for layer in layers for name, child in layer.named_children() if name == "parametrizations"]
+    training = [module for parametrizations in held for module in parametrizations.modules() if module.training]
+    for module in training:
+        vars(module)["training"] = False  # not by Module.__setattr__, which is slow
+    try:
+        yield
+    finally:
+        for module in training:
+            vars(module)["training"] = True
 
 
 class _Saved:
