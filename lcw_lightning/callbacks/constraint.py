@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,10 @@ from lcw_lightning.callbacks.constraint_checks import (
     check_strategy,
     check_trained_alike,
     is_complete,
+    loads_after_wrapping,
     waits_for_configure_model,
 )
+from lcw_lightning.callbacks.constraint_evaluation import follow_checkpoint, record_of, warn_of_plain_weights
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
@@ -31,13 +34,14 @@ from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
 from lcw_lightning.constraints.plan import plan_constraints
 from lcw_lightning.constraints.projection import renew_projections_
 from lcw_lightning.weights.plan import Plan
+from lcw_lightning.weights.restoring import unless_it_fails
 from lcw_lightning.weights.selection import listed
 
 __all__ = ["ConstraintCallback"]
 
 
 class ConstraintCallback(Callback):
-    """Constrain weights so that each unit's sum to zero (Kutsuna, Section 3), for fit, validate, test and predict.
+    """Constrain the weights of the module that is fitted so that each unit's sum to zero (Kutsuna, Section 3).
 
     ``kind`` selects one of the methods that the paper compares with (Section 5) instead. ``method="project"`` keeps
     ``lcw`` weights zero-sum at nearly no cost, without a parametrization: see :func:`~lcw_lightning.constrain`, also
@@ -57,6 +61,14 @@ class ConstraintCallback(Callback):
     starts itself (``ddp_spawn``, notebooks), the module of the main process holds the trained weights as plain weights,
     unless they were constrained before the fit.
 
+    Evaluation changes no network. In validate, test and predict the checkpoint decides: the weights that it holds as
+    constrained ones are constrained, all others are plain, whatever the module and the callback's settings are. Without
+    a checkpoint the module is evaluated as it is, after a fit as the fit has left it. (Strategies that load after they
+    have wrapped the module, such as FSDP, read the checkpoint's record twice.)
+
+    What can be constrained is, and one line says what is left out and why, as in
+    :func:`~lcw_lightning.plan_constraints`.
+
     Networks among the hyperparameters of a module or data module are saved with plain weights, as in a run without
     constraints.
 
@@ -70,7 +82,7 @@ class ConstraintCallback(Callback):
 
     Raises:
         ValueError: At construction, if ``project`` does not support the kind. At setup, if a pattern matches no weight,
-            a weight cannot be constrained (with ``lcw`` and ``cwn`` this includes fan_in 1), weight averaging copies
+            or only weights that cannot be constrained, a weight is under another constraint, weight averaging copies
             the module before its layers are built, or ``project`` is used with a strategy that flattens parameters. At
             the loading of a checkpoint, if it does not fit, has another basis, kind or method, or holds the optimizer
             state of plain weights. At train start, if a selected weight was created too late to be constrained, no
@@ -78,7 +90,8 @@ class ConstraintCallback(Callback):
             optimizer has stepped before the weight was constrained.
 
     Warns:
-        UserWarning: ``kind`` is none, but the module restores constraints from a checkpoint.
+        UserWarning: ``kind`` is none, but the module that is fitted is constrained; or a module is evaluated that a fit
+            would constrain.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -101,6 +114,8 @@ class ConstraintCallback(Callback):
         self._new: list[str] = []  # weights that this run has constrained
         self._found: list[str] = []  # weights that were constrained before this run
         self._overrides = Overrides()
+        self._loading = ExitStack()  # puts the module back if the run fails before its first batch
+        self._is_loaded = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -108,17 +123,22 @@ class ConstraintCallback(Callback):
         self._overrides.add(pl_module, "load_state_dict", partial(load_all_or_nothing, pl_module))
         self._overrides.add(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
         self._overrides.add(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
+        self._is_loaded = False
+        if trainer.state.fn != TrainerFn.FITTING:
+            if trainer.ckpt_path is not None and loads_after_wrapping(trainer):
+                record = record_of(trainer.ckpt_path)
+                self._once_built(trainer, pl_module, partial(follow_checkpoint, record, pl_module))
+            return
         if self.kind == "none":
+            self._warn_of_constraints(pl_module)
             return
         if self.method == "project":
             check_strategy(trainer)
         check_averaging(trainer, pl_module)
+        self._once_built(trainer, pl_module, partial(self._constrain, pl_module))
         if is_complete(trainer, pl_module):
-            self._constrain(pl_module)
             for averaging in averagings_before(trainer, self):
                 averaging.setup(trainer, pl_module, stage)  # its first copy is a plain module
-        elif waits_for_configure_model(trainer, pl_module):
-            self._overrides.add(pl_module, "configure_model", partial(self._configure_and_constrain, pl_module))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -131,7 +151,28 @@ class ConstraintCallback(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._overrides.restore()
+        self._loading.__exit__(type(exception), exception, exception.__traceback__)
+        renew_projections_(pl_module)
         forget_module(self)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(trainer, pl_module)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(trainer, pl_module)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(trainer, pl_module)
+
+    def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            return
+        self._loading.close()
+        if self.kind != "none" and not self._is_loaded:
+            warn_of_plain_weights(self._plan(pl_module))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,6 +185,7 @@ class ConstraintCallback(Callback):
                 "configure_model(), under weight averaging and sharding in __init__(), or name them in exclude."
             )
         check_optimizers(trainer.optimizers, pl_module, self._new)
+        self._loading.close()
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -154,17 +196,38 @@ class ConstraintCallback(Callback):
     ) -> None:
         # Replaces the module's hook, since Lightning calls the callbacks' hook only after it has loaded the weights.
         record = read_record(checkpoint)
+        if not loads_after_wrapping(trainer):
+            self._loading.enter_context(unless_it_fails(pl_module))
+        self._is_loaded = True
+        if trainer.state.fn != TrainerFn.FITTING:
+            if not loads_after_wrapping(trainer):
+                follow_checkpoint(record, pl_module)
+            load(checkpoint)
+            return
         record.check(pl_module)
-        trained = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
-        resumed = trained and trainer.state.fn == TrainerFn.FITTING
+        resumed = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
         if resumed:
             check_trained_alike(pl_module, record, checkpoint)
         load(checkpoint)
         if resumed:
             check_projected_still(pl_module, record)  # after the module's own hook, which may restore the constraint
         self._new = []
-        if self.kind == "none" and (constrained := constrained_weights(pl_module)):
-            warnings.warn(f"{listed(constrained)} stay constrained although kind is none.", stacklevel=2)
+        if self.kind == "none" and not self._found:
+            self._warn_of_constraints(pl_module)
+
+    def _warn_of_constraints(self, pl_module: LightningModule) -> None:
+        if constrained := constrained_weights(pl_module):
+            warnings.warn(
+                f"{listed(constrained)} stay constrained although kind is none; for a plain run take a fresh module, or "
+                "fold(module).",
+                stacklevel=2,
+            )
+
+    def _once_built(self, trainer: Trainer, pl_module: LightningModule, act: Callable[[], None]) -> None:
+        if is_complete(trainer, pl_module):
+            act()
+        elif waits_for_configure_model(trainer, pl_module):
+            self._overrides.add(pl_module, "configure_model", partial(_configure_and, act))
 
     def _constrain(self, pl_module: LightningModule) -> None:
         plan = self._plan(pl_module)
@@ -177,9 +240,10 @@ class ConstraintCallback(Callback):
     def _plan(self, pl_module: LightningModule) -> Plan:
         return plan_constraints(pl_module, self.kind, self.include, self.exclude, self.method)
 
-    def _configure_and_constrain(self, pl_module: LightningModule, configure_model: Callable[[], None]) -> None:
-        configure_model()
-        self._constrain(pl_module)
+
+def _configure_and(act: Callable[[], None], configure_model: Callable[[], None]) -> None:
+    configure_model()
+    act()
 
 
 def _save_with_constraints(pl_module: LightningModule, save: Callable[..., None], checkpoint: dict[str, Any]) -> None:

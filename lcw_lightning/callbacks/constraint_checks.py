@@ -25,6 +25,7 @@ __all__ = [
     "check_strategy",
     "check_trained_alike",
     "is_complete",
+    "loads_after_wrapping",
     "waits_for_configure_model",
 ]
 
@@ -143,6 +144,11 @@ def is_complete(trainer: Trainer, pl_module: LightningModule) -> bool:
     averaged = any(is_a(callback, *_AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     sharded = is_a(trainer.strategy, ModelParallelStrategy)
     return (averaged or sharded) and bool(named_weights(pl_module))
+
+
+def loads_after_wrapping(trainer: Trainer) -> bool:
+    """Return whether the strategy loads checkpoints after it has wrapped the module, which must be constrained then."""
+    return trainer.strategy.restore_checkpoint_after_setup
 
 
 def waits_for_configure_model(trainer: Trainer, pl_module: LightningModule) -> bool:

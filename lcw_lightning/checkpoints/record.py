@@ -9,13 +9,14 @@ from torch import nn
 from lcw_lightning.checkpoints.hyperparameters import fold_hyperparameters
 from lcw_lightning.compat import module_versions
 from lcw_lightning.constraints.constrain import constrain_weights
+from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, computes_as_its_kind, constraint_of, kind_of
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.theory.zero_sum import BASIS_VERSION
 from lcw_lightning.weights.selection import listed
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
-__all__ = ["ParametrizedWeight", "Record", "parametrization_key", "read_record", "save_record"]
+__all__ = ["ParametrizedWeight", "Record", "impose_record", "parametrization_key", "read_record", "save_record"]
 
 _KEY = "lcw_lightning"
 
@@ -82,6 +83,27 @@ class Record:
         kinds = {name: saved.kind for name, saved in self.parametrized.items()} | dict.fromkeys(self.projected, "lcw")
         new = {name: weights[name] for name in kinds if kind_of(weights[name]) == "none"}
         constrain_weights(model, new, kinds, self.projected)
+
+
+def impose_record(record: Record, model: nn.Module) -> list[str]:
+    """Constrain exactly the weights that a record names, and return the names of those made plain for that.
+
+    Constraints of other classes than this package's own stay: they are up to the module.
+
+    Raises:
+        ValueError: As :meth:`Record.restore` says.
+    """
+    weights = named_weights(model, remove_duplicate=False)
+    ours = {name: kind_of(ref) for name, ref in weights.items() if is_projected(ref) or computes_as_its_kind(ref)}
+    wanted = {name: saved.kind for name, saved in record.parametrized.items()} | dict.fromkeys(record.projected, "lcw")
+    removed = [
+        name
+        for name, kind in ours.items()
+        if wanted.get(name) != kind or is_projected(weights[name]) != (name in record.projected)
+    ]
+    remove_constraints_(model, keep=set(weights) - set(removed))
+    record.restore(model)
+    return removed
 
 
 def save_record(model: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:

@@ -60,14 +60,13 @@ def _fold_layer_(module: nn.Module) -> None:
 
 
 def remove_constraints_(model: nn.Module, keep: Collection[str] = ()) -> None:
-    """Make every constrained weight of ``model`` an ordinary parameter of the same value in place, but those to keep.
-
-    Copies of the model that were made before do not work afterwards: they share their class with the model, and torch
-    deletes the weight's property from that class.
-    """
+    """Make every constrained weight of ``model`` an ordinary parameter of the same value in place, but those to keep."""
     for ref in [ref for name, ref in named_weights(model).items() if name not in keep]:
         release_(ref)
         if kind_of(ref) != "none":
+            # Torch deletes the weight's property from the class, which copies of the layer share.
+            shared = type(ref.layer)
+            ref.layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             parametrize.remove_parametrizations(ref.layer, ref.name)
             remove_plain_weight_hooks(ref.layer)
             if ref.name in ref.layer._buffers:  # where torch leaves a frozen weight of two originals

@@ -59,7 +59,7 @@ def restored(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unless_it_fails(model: nn.Module) -> Iterator[None]:
-    """Let the block change parameters and buffers of ``model``; if it raises, put them back, bit for bit.
+    """Let the block change ``model``; if it raises, put parameters, buffers and parametrizations back, bit for bit.
 
     Takes memory for a copy of the model until the block ends.
 
@@ -76,9 +76,12 @@ def unless_it_fails(model: nn.Module) -> Iterator[None]:
     """
     holders = [tensors for module in model.modules() for tensors in (module._parameters, module._buffers)]
     saved = [_Saved(tensors, name) for tensors in holders for name in tensors]
+    structure = [_Structure(module) for module in model.modules()]
     try:
         yield
     except BaseException:
+        for module in structure:
+            module.put_back()
         _put_back(saved)
         raise
 
@@ -126,6 +129,24 @@ class _Saved:
             self.data.copy_(self.values)
             self.tensor.data = self.data
             self.tensor.requires_grad_(self.requires_grad)
+
+
+class _Structure:
+    """The class of a module, and what it holds by name."""
+
+    HELD = ("_parameters", "_buffers", "_modules", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.kind = type(module)
+        self.held = {name: dict(vars(module)[name]) for name in self.HELD}
+
+    def put_back(self) -> None:
+        self.module.__class__ = self.kind
+        for name, content in self.held.items():
+            holder = vars(self.module)[name]  # the same object as before, since others may hold it
+            holder.clear()
+            holder.update(content)
 
 
 def _put_back(saved: list[_Saved]) -> None:

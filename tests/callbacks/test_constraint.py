@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lcw_lightning import ConstraintCallback, constrain, fold
+from lcw_lightning import ConstraintCallback
 from lcw_lightning.constraints.constrain import constrained_weights
 
 ALL = dict.fromkeys(["body.0.weight", "body.2.weight", "head.weight"], "lcw")
@@ -21,15 +21,6 @@ def test_fit_trains_zero_sum_weights_wherever_layers_are_built(residual, build_i
     plain = make_project(build_in)
     plain.build()
     assert (project.head.weight - plain.head.weight).abs().max() > 1e-2
-
-
-@both
-@hooks
-@pytest.mark.parametrize("run", ["validate", "test", "predict"])
-def test_other_runs_constrain_too(run, build_in, make_project, make_trainer, loader):
-    project = make_project(build_in)
-    getattr(make_trainer(ConstraintCallback()), run)(project, loader)
-    assert constrained_weights(project) == ALL
 
 
 @both
@@ -116,16 +107,6 @@ def test_the_checkpoint_loads_safely_and_names_basis_and_weights(make_project, m
     }
 
 
-def test_a_plain_checkpoint_loads_into_a_constrained_run(make_project, make_trainer, loader, tmp_path):
-    trainer = make_trainer(ModelCheckpoint(tmp_path), enable_checkpointing=True)
-    plain = make_project()
-    trainer.fit(plain, loader)
-    project = make_project()
-    path = trainer.checkpoint_callback.best_model_path
-    make_trainer(ConstraintCallback()).test(project, loader, ckpt_path=path)
-    torch.testing.assert_close(fold(project).head.weight, plain.head.weight - plain.head.weight.mean(1, keepdim=True))
-
-
 @hooks
 def test_a_pattern_without_a_match_stops_the_run_before_it_starts(build_in, make_project, make_trainer, loader):
     with pytest.raises(ValueError, match=r"'tail\.\*' matches no weight"):
@@ -171,13 +152,6 @@ def test_the_optimizer_state_of_plain_weights_is_refused_by_name(
     with pytest.raises(ValueError, match=r"trained 'body\.0\.weight', .* without the constraint, so its optimizer"):
         make_trainer(ConstraintCallback(), max_epochs=2).fit(project, loader, ckpt_path=path)
     assert torch.equal(project.head.bias, make_project().head.bias)
-
-
-def test_kind_none_says_that_a_constrained_module_stays_so(checkpoint, make_project, make_trainer, loader):
-    project = make_project()
-    constrain(project)
-    with pytest.warns(UserWarning, match="stay constrained although kind is none"):
-        make_trainer(ConstraintCallback("none")).test(project, loader, ckpt_path=checkpoint)
 
 
 def test_what_cannot_be_constrained_is_left_plain_and_said_in_one_line(make_project, make_trainer, loader, caplog):

@@ -51,14 +51,6 @@ def test_fit_trains_plain_parameters_that_sum_to_zero(build_in, adam, residual, 
     assert (project.head.weight - plain.head.weight).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("run", ["validate", "test", "predict"])
-def test_other_runs_constrain_too(run, residual, make_project, make_trainer, loader):
-    project = make_project()
-    getattr(make_trainer(project_method()), run)(project, loader)
-    assert constrained_weights(project) == ALL
-    assert residual(project) < 1e-6
-
-
 SETTINGS = {
     "plain-steps": {},
     "clipped-and-accumulated": {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2},
@@ -119,15 +111,6 @@ def test_load_from_checkpoint_restores_weights_and_constraint(checkpoint, make_p
     assert constrained_weights(loaded) == ALL
     saved = torch.load(checkpoint)["state_dict"]
     assert all(torch.equal(value, saved[key]) for key, value in fold(loaded).state_dict().items())
-
-
-def test_a_plain_checkpoint_is_projected(residual, make_project, make_trainer, loader, tmp_path):
-    plain = make_project()
-    path = fit_and_save(tmp_path, ConstraintCallback("none"), plain, make_trainer, loader)
-    project = make_project()
-    make_trainer(project_method()).test(project, loader, ckpt_path=path, verbose=False)
-    assert residual(project) < 1e-6
-    torch.testing.assert_close(project.head.weight, plain.head.weight - plain.head.weight.mean(1, keepdim=True))
 
 
 REFUSED = {
@@ -195,7 +178,8 @@ def test_trainers_in_sequence_set_one_hook_that_stays(residual, make_project, ma
     trainer.test(project, loader, verbose=False)
     make_trainer(project_method()).validate(project, loader, verbose=False)
     assert all(torch.equal(before[key], value) for key, value in project.state_dict().items())
-    make_trainer(ConstraintCallback("none")).fit(project, loader)  # as parametrized modules stay so
+    with pytest.warns(UserWarning, match="stay constrained although kind is none"):  # as parametrized modules do
+        make_trainer(ConstraintCallback("none")).fit(project, loader)
     assert gradient_hooks(project) == [1, 1, 1]
     assert residual(project) < 1e-6
     with pytest.raises(ValueError, match="are under lcw already; take a fresh module or fold"):
@@ -278,6 +262,7 @@ def test_averages_of_weights_sum_to_zero(averaging, residual, make_project, make
 @both
 def test_a_strategy_that_flattens_parameters_is_refused(lightning, make_project, make_trainer):
     callback, trainer = project_method(), make_trainer()
+    trainer.state.fn = lightning.trainer.states.TrainerFn.FITTING
     trainer._accelerator_connector.strategy = lightning.strategies.FSDPStrategy()  # which itself asks for a GPU
     with pytest.raises(ValueError, match="but FSDPStrategy flattens them; take ModelParallelStrategy"):
         callback.setup(trainer, make_project(), "fit")
