@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import PackedSequence
 
+from lcw_lightning.analysis.judged import Judged, judged
 from lcw_lightning.analysis.preflight import DepthProfile, monte_carlo
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.analysis.verdict import Condition
@@ -78,7 +79,7 @@ def analyze(
     with torch.inference_mode(False), torch.enable_grad():
         with undisturbed(network), snapshot.watching():
             value = step()
-        report = report_of(snapshot, value, plan_weights(network, "seen", include, exclude))
+        report = report_of(snapshot, value, plan_weights(network, "seen", include, exclude), judged(network, batch))
         if redraw is None:
             return report
         with restored(network):
@@ -105,7 +106,7 @@ def _hidden_layers(
     return {name: profile.layers[name] for name in profile.hidden_layers(chosen)}
 
 
-def report_of(snapshot: Snapshot, loss: float | None, plan: Plan) -> Report:
+def report_of(snapshot: Snapshot, loss: float | None, plan: Plan, network: Judged) -> Report:
     """Return the report on a snapshot, once its step is done; the plan knows the layers that cannot be seen.
 
     Raises:
@@ -138,7 +139,7 @@ def report_of(snapshot: Snapshot, loss: float | None, plan: Plan) -> Report:
         },
         **_coverage(plan),
     )
-    return Report(statistics, condition, loss, snapshot.values())
+    return Report(statistics, condition, loss, snapshot.values(), judged=network)
 
 
 def _coverage(plan: Plan) -> dict[str, Any]:

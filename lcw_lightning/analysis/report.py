@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from lcw_lightning.analysis.judged import Judged
 from lcw_lightning.analysis.preflight import Preflight
 from lcw_lightning.analysis.preflight_verdict import preflight_findings
 from lcw_lightning.analysis.tables import fit_names, layer_table, side_by_side
@@ -39,6 +40,7 @@ class Report:
         loss: Of the minibatch; None without one.
         values: Samples of preactivations, their gradients and inputs, for the figures.
         preflight: The check of many draws of the weights; None without one.
+        judged: Which network this is: constraint, initialization, mode, batch; None if it is not known.
 
     Example:
         >>> print(Report({"linear": {"shift_ratio": 3.0}}, Condition()).findings[0].says)
@@ -50,6 +52,7 @@ class Report:
     loss: float | None = None
     values: Mapping[tuple[str, Any], Tensor] = field(default_factory=dict, repr=False)
     preflight: Preflight | None = field(default=None, repr=False)
+    judged: Judged | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -75,6 +78,9 @@ def render(reports: Mapping[str, Report]) -> str:
     networks = {label: report.statistics for label, report in reports.items()}
     table = side_by_side(networks) if others else layer_table(first.statistics, first.condition)
     fit_names(table, console)
+    for label, report in reports.items():
+        if report.judged is not None:
+            console.print(f"{f'{label}: ' if label else 'Judged: '}{report.judged}.", highlight=False, markup=False)
     console.print(table)
     for label, report in reports.items():
         console.print(
@@ -129,6 +135,7 @@ def _verdict(label: str, report: Report) -> Iterator[str]:
 
 def _as_json(report: Report) -> dict[str, Any]:
     content: dict[str, Any] = {
+        "judged": report.judged._asdict() if report.judged is not None else None,
         "loss": report.loss,
         "layers": report.statistics,
         "condition": report.condition._asdict(),

@@ -1,6 +1,5 @@
 """Constrain the weights of any LightningModule before its optimizers and checkpoints see them."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +21,12 @@ from lcw_lightning.callbacks.constraint_checks import (
     loads_after_wrapping,
     waits_for_configure_model,
 )
-from lcw_lightning.callbacks.constraint_evaluation import follow_checkpoint, record_of, warn_of_plain_weights
+from lcw_lightning.callbacks.constraint_evaluation import (
+    follow_checkpoint,
+    record_of,
+    warn_of_constraints,
+    warn_of_plain_weights,
+)
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
@@ -130,7 +134,7 @@ class ConstraintCallback(Callback):
                 self._once_built(trainer, pl_module, partial(follow_checkpoint, record, pl_module))
             return
         if self.kind == "none":
-            self._warn_of_constraints(pl_module)
+            warn_of_constraints(pl_module)
             return
         if self.method == "project":
             check_strategy(trainer)
@@ -157,22 +161,14 @@ class ConstraintCallback(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin_evaluation(trainer, pl_module)
-
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin_evaluation(trainer, pl_module)
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin_evaluation(trainer, pl_module)
-
-    def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             return
         self._loading.close()
         if self.kind != "none" and not self._is_loaded:
             warn_of_plain_weights(self._plan(pl_module))
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,15 +209,7 @@ class ConstraintCallback(Callback):
             check_projected_still(pl_module, record)  # after the module's own hook, which may restore the constraint
         self._new = []
         if self.kind == "none" and not self._found:
-            self._warn_of_constraints(pl_module)
-
-    def _warn_of_constraints(self, pl_module: LightningModule) -> None:
-        if constrained := constrained_weights(pl_module):
-            warnings.warn(
-                f"{listed(constrained)} stay constrained although kind is none; for a plain run take a fresh module, or "
-                "fold(module).",
-                stacklevel=2,
-            )
+            warn_of_constraints(pl_module)
 
     def _once_built(self, trainer: Trainer, pl_module: LightningModule, act: Callable[[], None]) -> None:
         if is_complete(trainer, pl_module):

@@ -9,11 +9,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.checkpoints.record import Record, impose_record, read_record
+from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.weights.plan import Plan
 from lcw_lightning.weights.selection import listed
 
-__all__ = ["follow_checkpoint", "record_of", "warn_of_plain_weights"]
+__all__ = ["follow_checkpoint", "record_of", "warn_of_constraints", "warn_of_plain_weights"]
 
 
 def follow_checkpoint(record: Record, pl_module: LightningModule) -> None:
@@ -34,6 +35,20 @@ def record_of(path: str | os.PathLike[str]) -> Record:
     if os.path.isfile(metadata):
         return read_record(torch.load(metadata, map_location="cpu", weights_only=True))
     return read_record(read_checkpoint(path, map_location="cpu"))
+
+
+def warn_of_constraints(pl_module: LightningModule) -> None:
+    """Warn that a module is fitted under constraints, although the settings ask for none.
+
+    Warns:
+        UserWarning: It is constrained.
+    """
+    if constrained := constrained_weights(pl_module):
+        warnings.warn(
+            f"{listed(constrained)} stay constrained although kind is none; for a plain run take a fresh module or "
+            "fold(module).",
+            stacklevel=2,
+        )
 
 
 def warn_of_plain_weights(plan: Plan) -> None:

@@ -39,6 +39,11 @@ class FirstBatchInit(Callback):
         """Whether the settings ask for an initialization."""
         raise NotImplementedError
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether layers initialize themselves in the present batch."""
+        return self._waiting is not None
+
     def armed(self, module: LightningModule) -> AbstractContextManager[KeysView[str]]:
         """Return the context in which layers initialize themselves; it yields the names of those not yet reached."""
         raise NotImplementedError

@@ -44,6 +44,10 @@ GROUPS = {
     "shift_monitor": ShiftMonitor,
 }
 
+AS_BUILT = "as_built"
+INITIALIZATIONS = {"minibatch_init": "granularity", "edge_of_chaos_init": "weights"}
+"""The setting that turns each initialization off."""
+
 # Our own subcommands, which are methods of CommandTrainer, and their arguments that are not flags.
 COMMANDS = {"export": {"model", "datamodule"}, "analyze": {"model", "datamodule"}}
 
@@ -113,10 +117,13 @@ class LCWCLI(LightningCLI):
         """Report on the first training step, for one or several kinds of constraint and draws of the weights."""
         settings, seed = self.config.analyze, self.config.analyze.seed_everything
         check_redraws(settings.compare, settings.draws, seed, ckpt_path)
+        chosen = {group: settings[group][setting] for group, setting in INITIALIZATIONS.items()}
 
         def make(kind: str, draw: int) -> tuple[CommandTrainer, dict[str, Any]]:
             if kind:
-                settings.constraint.kind = kind
+                settings.constraint.kind = "none" if kind == AS_BUILT else kind
+            for group, setting in INITIALIZATIONS.items():
+                setattr(settings[group], setting, "none" if kind == AS_BUILT else chosen[group])
             if kind or draw:
                 settings.seed_everything = seed + draw
                 self._set_seed()

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
-from lcw_lightning.checkpoints.record import read_record
+from lcw_lightning.checkpoints.record import impose_record, read_record
 
 __all__ = ["example_inputs", "exported_part", "load_weights"]
 
@@ -24,7 +24,7 @@ def load_weights(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
 
 def _load(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
     checkpoint = dict(checkpoint)  # the module's hook may change it
-    read_record(checkpoint).restore(model)
+    impose_record(read_record(checkpoint), model)
     model.on_load_checkpoint(checkpoint)
     settings = {"strict": model.strict_loading, "assign": True}
     load_all_or_nothing(model, model.load_state_dict, checkpoint["state_dict"], **settings)

@@ -9,9 +9,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lcw_lightning.analysis.analyze import report_of
+from lcw_lightning.analysis.judged import judged
 from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Report
+from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
+from lcw_lightning.callbacks.first_batch import FirstBatchInit
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
+from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.compat import end_fit
 from lcw_lightning.observation.observed_layers import observed_layers
@@ -19,6 +23,8 @@ from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.weights.plan import plan_weights
 
 __all__ = ["FirstStepReport"]
+
+_INITIALIZED = {MinibatchInitCallback: "rescaled on this batch", EdgeOfChaosInitCallback: "drawn at the edge of chaos"}
 
 
 class FirstStepReport(Callback):
@@ -40,6 +46,7 @@ class FirstStepReport(Callback):
         self.report: Report | None = None
         self.profile: DepthProfile | None = None
         self.load: Callable[[], None] | None = None
+        self._initialized = ""
         self._watching = ExitStack()
         self._snapshot: Snapshot | None = None
         self._overrides = Overrides()
@@ -57,6 +64,7 @@ class FirstStepReport(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._initialized = self._initialization(trainer)
         layers = observed_layers(pl_module, self.include, self.exclude)
         self._snapshot = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values=True)
         self._watching.enter_context(self._snapshot.watching())
@@ -71,8 +79,14 @@ class FirstStepReport(Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._snapshot is not None:
             plan = plan_weights(pl_module, "seen", self.include, self.exclude)
-            self.report = report_of(self._snapshot, loss.item() if isinstance(loss, Tensor) else None, plan)
+            network = judged(pl_module, batch, self._initialized)
+            self.report = report_of(self._snapshot, loss.item() if isinstance(loss, Tensor) else None, plan, network)
         end_fit()
+
+    def _initialization(self, trainer: Trainer) -> str:
+        armed = [type(c) for c in trainer.callbacks if isinstance(c, FirstBatchInit) and c.is_armed]  # type: ignore[attr-defined]
+        as_built = "with the checkpoint's weights" if self.load is not None else "not rescaled"
+        return next((words for kind, words in _INITIALIZED.items() if kind in armed), as_built)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

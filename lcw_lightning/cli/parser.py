@@ -1,7 +1,7 @@
 """The parser of ``lcw``, which reports an error in one message, without the usage."""
 
 import traceback
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
@@ -28,8 +28,11 @@ class LCWParser(LightningArgumentParser):
         # Lightning would make required arguments positional, unlike the arguments of its own subcommands.
         added: list[str] = super().add_method_arguments(*args, as_positional=False, **kwargs)
         if "analyze" in args:
-            kinds = "Kinds of constraint to compare, each on the same weights and batch."
-            self.add_argument("--compare", type=Kind, nargs="+", default=[], help=kinds)
+            kinds = (
+                "Kinds of constraint to compare, each on the same weights and batch; as_built is the model alone, "
+                "neither constrained nor initialized by a callback."
+            )
+            self.add_argument("--compare", type=Literal["as_built", Kind], nargs="+", default=[], help=kinds)
             draws = (
                 "Number of weight draws, with seeds seed, seed + 1 and so on; more than one adds a pre-flight check."
             )

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Report
+from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.export import export
 from lcw_lightning.checkpoints.read import read_checkpoint
@@ -78,10 +79,12 @@ class CommandTrainer(Trainer):
             datamodule: The data module that gives the training batch.
         """
         del output  # analyze() of the command line writes it, for all reports together
-        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Callback] = self.callbacks  # type: ignore[has-type]
         first_step = next(callback for callback in callbacks if isinstance(callback, FirstStepReport))
         if ckpt_path is not None:
             checkpoint = read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
+            # The checkpoint decides what is constrained, as in every evaluation.
+            self.callbacks = [c for c in callbacks if not isinstance(c, ConstraintCallback)]
             first_step.load = partial(_load, model, {**checkpoint, "optimizer_states": []})
             mark_initialized(model)
         with Overrides() as overrides:

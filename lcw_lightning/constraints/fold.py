@@ -60,7 +60,7 @@ def _fold_layer_(module: nn.Module) -> None:
 
 
 def remove_constraints_(model: nn.Module, keep: Collection[str] = ()) -> None:
-    """Make every constrained weight of ``model`` an ordinary parameter of the same value in place, but those to keep."""
+    """Make the constrained weights of ``model`` ordinary parameters of the same values in place, but those to keep."""
     for ref in [ref for name, ref in named_weights(model).items() if name not in keep]:
         release_(ref)
         if kind_of(ref) != "none":

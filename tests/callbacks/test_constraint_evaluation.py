@@ -13,7 +13,7 @@ runs = pytest.mark.parametrize("run", ["validate", "test", "predict"])
 hooks = pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])
 both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 SETTINGS = {
-    "lcw": lambda: ConstraintCallback(),
+    "lcw": ConstraintCallback,
     "project": lambda: ConstraintCallback(method="project"),
     "cwn": lambda: ConstraintCallback("cwn"),
     "wn": lambda: ConstraintCallback("wn"),
@@ -173,7 +173,7 @@ def test_a_second_fit_under_kind_none_says_that_the_constraint_stays(make_projec
     project = make_project()
     make_trainer(ConstraintCallback()).fit(project, loader)
     with pytest.warns(
-        UserWarning, match=r"although kind is none; for a plain run take a fresh module, or fold\(module\)"
+        UserWarning, match=r"although kind is none; for a plain run take a fresh module or fold\(module\)"
     ):
         make_trainer(ConstraintCallback("none")).fit(project, loader)
 

@@ -147,7 +147,15 @@ def test_table_and_verdict_are_printed_and_files_written_and_nothing_else_is_lef
     said = capsys.readouterr().out
     lines = said.splitlines()
     layers = ["network.hidden.0.linear", "network.hidden.1.linear", "network.hidden.2.linear", "network.output"]
-    assert [line.split()[0] for line in lines[3:7]] == layers
+    judged = "Judged: 4 of 4 weights under lcw, rescaled on this batch, in training mode, on 128 samples."
+    assert lines[0] == judged
+    assert content()["judged"] == {
+        "constraints": {"under lcw": 4},
+        "training": True,
+        "samples": 128,
+        "initialized": "rescaled on this batch",
+    }
+    assert [line.split()[0] for line in lines[4:8]] == layers
     assert "; nothing is the matter.\n" in said
     assert lines[-1] == "written to analysis"
     assert list(content()["layers"]) == layers
@@ -204,7 +212,7 @@ def test_a_checkpoint_is_looked_at_as_it_is(build_in, project):
     assert content("fresh")["loss"] != pytest.approx(expected.loss, rel=1e-2)
 
 
-def test_a_plain_checkpoint_is_constrained_as_the_config_says(project):
+def test_a_plain_checkpoint_is_judged_as_it_is_whatever_the_config_says(project):
     from analyzed_project import Module
 
     plain = Module()
@@ -218,10 +226,11 @@ def test_a_plain_checkpoint_is_constrained_as_the_config_says(project):
     for kind in ("none", "lcw"):
         project("analyze", "--ckpt_path=plain.ckpt", f"--constraint.kind={kind}")
         residual = max(row["constraint_residual"] for row in content()["layers"].values())
-        assert (residual < 1e-5) == (kind == "lcw")
+        assert residual > 1e-2
+        assert content()["judged"]["initialized"] == "with the checkpoint's weights"
+        assert list(content()["judged"]["constraints"]) == ["unconstrained"]
         network, kept = Module().network, content()["layers"]["network.0"]["shift_angle_degrees"]
         network.load_state_dict(plain.network.state_dict())
-        constrain(network, kind)
         inputs = sys.modules["analyzed_project"].dataset()[:32][0]
         assert kept == pytest.approx(analyze(network, inputs).statistics["0"]["shift_angle_degrees"], rel=1e-4)
 
@@ -240,7 +249,8 @@ def test_kinds_are_compared_on_the_same_weights_and_batch(lcw, capsys):
     lcw("analyze", "--compare", "none", "lcw", "cwn", "wn", "sn", "--constraint.kind=wn")
     said, compared = capsys.readouterr().out, content()
     assert list(compared) == ["none", "lcw", "cwn", "wn", "sn"]
-    assert said.splitlines()[2].split() == ["layer", *["none", "lcw", "cwn", "wn", "sn"] * 3]
+    assert [line.split(":")[0] for line in said.splitlines()[:5]] == list(compared)
+    assert said.splitlines()[7].split() == ["layer", *["none", "lcw", "cwn", "wn", "sn"] * 3]
     inputs = {round(of["layers"]["network.hidden.0.linear"]["input_mean"], 6) for of in compared.values()}
     spreads = {round(of["layers"]["network.hidden.0.linear"]["input_mean_spread"], 6) for of in compared.values()}
     assert len(inputs) == len(spreads) == 1
@@ -250,6 +260,21 @@ def test_kinds_are_compared_on_the_same_weights_and_batch(lcw, capsys):
             assert content("alone")["layers"] == {layer: close(row) for layer, row in report["layers"].items()}
         residual = max(row["constraint_residual"] for row in report["layers"].values())
         assert (residual < 1e-5) == (kind in ("lcw", "cwn"))
+
+
+def test_a_checkpoint_says_what_is_constrained_whatever_the_config_says(lcw, small_checkpoint):
+    for kind in ("wn", "none"):
+        lcw("analyze", "--ckpt_path", small_checkpoint, f"--constraint.kind={kind}")
+        assert list(content()["judged"]["constraints"]) == ["under lcw"]
+
+
+def test_the_network_as_it_was_built_is_compared_with_the_others(lcw, capsys):
+    lcw("analyze", "--compare", "as_built", "none", "lcw")
+    judged = {label: report["judged"] for label, report in content().items()}
+    assert [facts["initialized"] for facts in judged.values()] == ["not rescaled", *["rescaled on this batch"] * 2]
+    assert [list(facts["constraints"]) for facts in judged.values()] == [*[["unconstrained"]] * 2, ["under lcw"]]
+    stds = [report["layers"]["network.hidden.1.linear"]["preactivation_std"] for report in content().values()]
+    assert stds[0] < stds[1]  # as it was built, sigmoid layers lose the signal
 
 
 def test_draws_add_a_check_to_the_same_report(lcw, capsys):
@@ -409,7 +434,6 @@ MISTAKES = {
     "no-batch": (["--trainer.limit_train_batches=0"], 1, "needs one training step, but ImageClassifier had no tra"),
     "file": (["--output={ckpt}"], 1, "a report goes into a folder, but"),
     "in-features": (["--model.network.in_features=63"], 1, "shapes cannot be multiplied"),
-    "kind-of-checkpoint": (["--ckpt_path", "{ckpt}", "--constraint.kind=wn"], 1, "with kind='lcw', this one with 'wn'"),
     "other-checkpoint": (["--ckpt_path", "{ckpt}", "--model.network.width=8"], 1, "has the shape [16, 64], that of"),
 }
 
@@ -458,5 +482,5 @@ def test_help_says_what_it_does(capsys):
     assert exit_.value.code == 0
     assert "Run the first training step and report on every layer; nothing is trained and nothing logged." in said
     assert "--output OUTPUT The folder to write into." in said
-    assert "Kinds of constraint to compare, each on the same weights and batch." in said
+    assert "Kinds of constraint to compare, each on the same weights and batch; as_built is the model alone" in said
     assert "--ckpt_path CKPT_PATH A checkpoint whose weights are analyzed in place of freshly drawn ones" in said
