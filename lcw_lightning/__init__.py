@@ -32,6 +32,7 @@ _MODULES = {
     "fold": "constraints.fold",
     "linearly_constrained": "constraints.zero_sum",
     "load_from_checkpoint": "checkpoints.load",
+    "mark_fresh": "weights.freshness",
     "minibatch_init_": "initialization.minibatch",
     "plan_constraints": "constraints.plan",
     "register_layer_type": "weights.layer_types",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from lcw_lightning.models.mlp import MLP as MLP
     from lcw_lightning.models.preact_resnet import PreActResNet18 as PreActResNet18
     from lcw_lightning.models.vgg import VGG19 as VGG19
+    from lcw_lightning.weights.freshness import mark_fresh as mark_fresh
     from lcw_lightning.weights.layer_types import register_layer_type as register_layer_type
 
     __version__: str

@@ -34,6 +34,7 @@ from lcw_lightning import (
     fold,
     linearly_constrained,
     load_from_checkpoint,
+    mark_fresh,
     minibatch_init_,
     plan_constraints,
     register_layer_type,
@@ -101,6 +102,7 @@ def make_classifier() -> ImageClassifier:
     register_layer_type(type(network.output), weight="weight", unit_dim=0)
     left_out: dict[str, str] = plan_constraints(network, "lcw", exclude=["output.*"]).left_out
     assert left_out == {}
+    mark_fresh(network)
     minibatch_init_(network, torch.rand(16, 1, 8, 8), target_std=1.0, granularity="unit")
     batch = (torch.rand(16, 1, 8, 8), torch.randint(10, (16,)))
     report = analyze(network, batch, loss=nn.functional.cross_entropy, include=["*"], exclude=())

@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
+from torch import Tensor
 from typing_extensions import override
 
 from lcw_lightning.callbacks.forgetting import forget_module
+from lcw_lightning.callbacks.returned import Initialized, is_initialized_elsewhere, send_initialized
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
+from lcw_lightning.weights.restoring import unless_it_fails
 from lcw_lightning.weights.selection import listed
 
 __all__ = ["FirstBatchInit"]
@@ -20,7 +23,9 @@ __all__ = ["FirstBatchInit"]
 class FirstBatchInit(Callback):
     """Arm the layers of a fresh module before its first training batch, and disarm them after it.
 
-    A module is fresh at step 0 unless it is marked as initialized. The first batch marks it.
+    A module is fresh until a batch has initialized it; a batch that reaches no layer leaves it fresh. The fact is in
+    the callback's state in every checkpoint, and comes back from worker processes. If the first forward pass raises,
+    the module is left as it was.
 
     Attributes:
         by_hand: How to do the same by hand before fit, as advice in a warning.
@@ -32,6 +37,9 @@ class FirstBatchInit(Callback):
 
     def __init__(self) -> None:
         self._armed = ExitStack()
+        self._unless_it_fails = ExitStack()
+        self._num_armed = 0
+        self._is_done = False
         self._waiting: KeysView[str] | None = None  # the layers not yet reached, while armed
 
     @property
@@ -50,18 +58,54 @@ class FirstBatchInit(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._is_done = False
         finders = [c for c in trainer.callbacks if is_a(c, LearningRateFinder)]  # type: ignore[attr-defined]
-        if finders and self.is_active and stage == "fit" and _is_fresh(trainer, pl_module):
+        if finders and self.is_active and stage == "fit" and not is_initialized(pl_module):
             warnings.warn(
                 f"LearningRateFinder tests rates before the first batch initializes the weights; {self.by_hand} "
                 f"before fit, and leave {type(self).__name__} out.",
                 stacklevel=2,
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_elsewhere": Initialized()}  # for processes that start without this one's memory
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_done": self._is_done}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_done = bool(state_dict.get("is_done"))
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A run without this callback has trained the weights all the same.
+        if any(optimizer.get("state") for optimizer in checkpoint.get("optimizer_states", ())):
+            self._is_done = True
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        here = (
+            self._is_done or trainer.global_step > 0 or is_initialized(pl_module) or is_initialized_elsewhere(pl_module)
+        )
+        if trainer.strategy.reduce_boolean_decision(here, all=False):
+            self._mark(trainer, pl_module)
+
+    def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_done = True
+        mark_initialized(pl_module)
+
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.is_active and _is_fresh(trainer, pl_module):
+        if self.is_active and not is_initialized(pl_module):
+            self._unless_it_fails.enter_context(unless_it_fails(pl_module))
             self._waiting = self._armed.enter_context(self.armed(pl_module))
+            self._num_armed = len(self._waiting)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._unless_it_fails.close()
 
     @override
     def on_train_batch_end(
@@ -69,10 +113,13 @@ class FirstBatchInit(Callback):
     ) -> None:
         if self._waiting is None:
             return
+        if len(self._waiting) == self._num_armed:  # as when the module skips the batch
+            self._disarm()
+            return
         if self._waiting:
             missed = listed(sorted(self._waiting))
             warnings.warn(f"the first batch did not reach {missed}; {self.if_missed}.", stacklevel=2)
-        mark_initialized(pl_module)
+        self._mark(trainer, pl_module)
         self._disarm()
 
     @override
@@ -82,18 +129,17 @@ class FirstBatchInit(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._disarm()
+        if self._is_done:
+            send_initialized(trainer, pl_module)
         forget_module(self)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unless_it_fails.__exit__(type(exception), exception, exception.__traceback__)
         self._disarm()
         forget_module(self)
 
     def _disarm(self) -> None:
         self._armed.close()
+        self._unless_it_fails.close()
         self._waiting = None
-
-
-def _is_fresh(trainer: Trainer, pl_module: LightningModule) -> bool:
-    # Not trainer.ckpt_path: Lightning's tuners leave there the checkpoint of untrained weights that they restored.
-    return trainer.global_step == 0 and not is_initialized(pl_module)

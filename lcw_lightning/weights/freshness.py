@@ -2,7 +2,7 @@
 
 from torch import nn
 
-__all__ = ["is_initialized", "mark_initialized"]
+__all__ = ["is_initialized", "mark_fresh", "mark_initialized"]
 
 
 def mark_initialized(model: nn.Module) -> None:
@@ -10,6 +10,23 @@ def mark_initialized(model: nn.Module) -> None:
     vars(model)["_lcw_initialized"] = True
 
 
+def mark_fresh(module: nn.Module) -> None:
+    """Say that the weights of ``module`` are freshly drawn again, so that the next fit initializes them.
+
+    :class:`~lcw_lightning.MinibatchInitCallback` and :class:`~lcw_lightning.EdgeOfChaosInitCallback` initialize a
+    module once. Call this after the module's weights were drawn anew, or its first state dict was loaded again, as in
+    cross-validation with one module.
+
+    Example:
+        >>> module = nn.Linear(4, 2)
+        >>> first = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        >>> for fold in range(3):
+        ...     _ = module.load_state_dict(first)
+        ...     mark_fresh(module)  # trainer.fit(module, ...) initializes it
+    """
+    vars(module).pop("_lcw_initialized", None)
+
+
 def is_initialized(model: nn.Module) -> bool:
-    """Return whether :func:`mark_initialized` was called on ``model``."""
+    """Return whether :func:`mark_initialized` was called on ``model``, and :func:`mark_fresh` not since."""
     return "_lcw_initialized" in vars(model)

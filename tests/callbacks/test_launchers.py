@@ -51,6 +51,28 @@ def fit(module, strategy, callbacks, epochs=2, ckpt_path=None, **kwargs):
     return trainer
 """
 
+SECOND_FIT = """
+from lcw_lightning.callbacks import returned
+
+class Still(Project):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+if __name__ == "__main__":
+    project = Still()
+    fit(project, "ddp_fork", [MinibatchInitCallback()])
+    with torch.no_grad():
+        project.head.weight.mul_(3)  # as training may have done
+    trained = project.head.weight.clone()
+    for strategy in ("ddp_fork", "ddp_spawn"):
+        fit(project, strategy, [MinibatchInitCallback()])
+        assert torch.equal(project.head.weight, trained)
+    returned._FINGERPRINTS.clear()  # control: without the word that has come back the weights are rescaled
+    fit(project, "ddp_fork", [MinibatchInitCallback()])
+    assert not torch.equal(project.head.weight, trained)
+    print("kept")
+"""
+
 SPAWN = """
 if __name__ == "__main__":
     project, drawn = Project(), Project()
@@ -146,6 +168,12 @@ def run_script(folder, package, text):
 @pytest.mark.slow
 def test_after_spawned_processes_the_main_one_holds_the_trained_weights(package, tmp_path):
     assert "spawned" in run_script(tmp_path, package, SPAWN)
+
+
+@packages
+@pytest.mark.slow
+def test_a_second_fit_after_forked_processes_does_not_initialize_again(package, tmp_path):
+    assert "kept" in run_script(tmp_path, package, SECOND_FIT)
 
 
 @packages
