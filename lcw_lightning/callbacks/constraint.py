@@ -27,6 +27,7 @@ from lcw_lightning.callbacks.constraint_evaluation import (
     warn_of_constraints,
     warn_of_plain_weights,
 )
+from lcw_lightning.callbacks.constraint_said import say_what_projection_takes
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
@@ -219,11 +220,12 @@ class ConstraintCallback(Callback):
 
     def _constrain(self, pl_module: LightningModule) -> None:
         plan = self._plan(pl_module)
-        before = constrained_weights(pl_module)
+        new = {name: ref for name, ref in plan.weights.items() if kind_of(ref) == "none"}
+        taken = say_what_projection_takes(pl_module, new, self.kind)
         constrain_as_planned(pl_module, plan, self.kind, self.method)
         self._left_out = set(plan.left_out)
-        self._new += [name for name in plan.weights if name not in before]
-        rank_zero_info(plan.summary)
+        self._new += new
+        rank_zero_info(plan.summary + taken)
 
     def _plan(self, pl_module: LightningModule) -> Plan:
         return plan_constraints(pl_module, self.kind, self.include, self.exclude, self.method)

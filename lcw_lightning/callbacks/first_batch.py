@@ -13,6 +13,7 @@ from typing_extensions import override
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.returned import Initialized, is_initialized_elsewhere, send_initialized
 from lcw_lightning.callbacks.twins import is_a
+from lcw_lightning.constraints.trained import trained_evidence
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 from lcw_lightning.weights.restoring import unless_it_fails
 from lcw_lightning.weights.selection import listed
@@ -91,6 +92,12 @@ class FirstBatchInit(Callback):
         )
         if trainer.strategy.reduce_boolean_decision(here, all=False):
             self._mark(trainer, pl_module)
+        elif self.is_active and trainer.is_global_zero and (evidence := trained_evidence(pl_module)):
+            warnings.warn(
+                f"{type(self).__name__} initializes a module that may have been trained: {evidence}. If so, leave the "
+                "callback out.",
+                stacklevel=2,
+            )
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_done = True

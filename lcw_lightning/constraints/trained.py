@@ -1,0 +1,69 @@
+"""Evidence that weights were trained: what projection onto zero sums takes from them, and batches that norms saw."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.theory.projected_share import projected_share, random_share_limit
+from lcw_lightning.weights.weight_ref import WeightRef, named_weights
+
+__all__ = ["Taken", "batches_seen", "taken_by_projection", "trained_evidence"]
+
+
+class Taken(NamedTuple):
+    """What projection takes from one weight."""
+
+    name: str
+    share: float
+    """Of the squared norm."""
+    times: float
+    """The share over its mean for zero-mean random weights."""
+    is_alarming: bool
+    """Whether such weights have this share with probability below 1e-6."""
+
+    def __str__(self) -> str:
+        return (
+            f"projection takes {100 * self.share:.2g} % of the squared norm of {self.name!r}, {self.times:.3g} times "
+            "what it takes from zero-mean random weights"
+        )
+
+
+@torch.no_grad()
+def taken_by_projection(weights: Mapping[str, WeightRef]) -> list[Taken]:
+    """Return what projection onto zero sums takes from weights, the most alarming first."""
+    found = []
+    for name, ref in weights.items():
+        if ref.fan_in > 1 and not ref.value.is_meta and not hasattr(ref.value, "device_mesh"):
+            units = ref.units
+            share, fan_in = projected_share(units), units.shape[1]
+            found.append(Taken(name, share, share * fan_in, share > random_share_limit(len(units), fan_in)))
+    return sorted(found, key=lambda taken: (not taken.is_alarming, -taken.times))
+
+
+def batches_seen(modules: Iterable[nn.Module]) -> int:
+    """Return how many training batches the BatchNorm layers have seen."""
+    counters = (getattr(module, "num_batches_tracked", None) for module in modules)
+    return max((int(counter) for counter in counters if isinstance(counter, torch.Tensor)), default=0)
+
+
+def trained_evidence(model: nn.Module) -> str:
+    """Return what speaks for it that ``model`` was trained, or has weights that are not random; empty if nothing does.
+
+    Constrained weights say nothing: projection takes nothing from them.
+
+    Example:
+        >>> trained_evidence(nn.Linear(64, 10))
+        ''
+        >>> layer = nn.Linear(64, 10)
+        >>> _ = nn.init.uniform_(layer.weight, 0, 1)
+        >>> trained_evidence(layer)
+        "projection takes 7... % of the squared norm of 'weight', 4... times what it takes from zero-mean ..."
+    """
+    if batches := batches_seen(model.modules()):
+        return f"its BatchNorm layers have seen {batches} batches"
+    plain = {name: ref for name, ref in named_weights(model).items() if kind_of(ref) == "none"}
+    worst = next(iter(taken_by_projection(plain)), None)
+    return str(worst) if worst is not None and worst.is_alarming else ""
