@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from inspect import signature
 from typing import Any, Literal
@@ -31,14 +32,15 @@ def observe(layers: Mapping[str, nn.Module], observer: Observer) -> Iterator[Non
     gradients of the network stay bit for bit the same. Compiled networks run eagerly within the block. A layer that is
     called several times is observed each time.
 
-    If a layer returns several tensors, z is the first. A recurrent layer also returns its last hidden states; their
-    gradient is shown as a gradient of z, because a network may read either. Of packed sequences the data are shown.
+    If a layer returns several tensors, as a tuple or a dict, z is the first. A recurrent layer also returns its last
+    hidden states; their gradient is shown as a gradient of z, because a network may read either. Of packed sequences
+    the data are shown.
 
     Args:
-        layers: Modules that take their input as first argument, by name. If another argument is the same tensor, as in
-            self-attention, the gradient of the input is the sum over all of these arguments. If that tensor is also
-            read elsewhere, and is not all of query, key and value, its gradients may be summed in another order.
-            Inputs other than tensors of floating-point numbers are not shown.
+        layers: Modules by name; the input is the first argument that is a tensor of floating-point numbers. If another
+            argument is the same tensor, as in self-attention, the gradient of the input is the sum over all of these
+            arguments. If that tensor is also read elsewhere, and is not all of query, key and value, its gradients may
+            be summed in another order.
         observer: Must not keep its tensors, because later operations may change them in place.
 
     Example:
@@ -72,10 +74,11 @@ class _Hooks:
     def before(
         self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any] | None:
-        given = args[0] if args else kwargs.get(_first_parameter(layer), next(iter(kwargs.values()), None))
-        first = _data(given)
-        if not _can_be_observed(first):
+        arguments = (*args, kwargs.get(_first_parameter(layer)), *kwargs.values())
+        given = next((value for value in arguments if _can_be_observed(_data(value))), None)
+        if given is None:
             return None  # an error only if the layer raises one
+        first = _data(given)
         self.observer(name, "input", first.detach())
         trained = first.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
         if not (trained and torch.is_grad_enabled()):
@@ -89,7 +92,7 @@ class _Hooks:
         return positional, {key: replacement if value is given else value for key, value in kwargs.items()}
 
     def after(self, name: str, layer: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
-        first = _data(output[0] if isinstance(output, tuple) and output else output)
+        first = _first(output)
         if not _can_be_observed(first):
             return None
         self.observer(name, "preactivation", first.detach())
@@ -128,8 +131,23 @@ def _with_first(output: Any, tensor: Tensor) -> Any:
         return tensor
     if isinstance(output, PackedSequence):
         return output._replace(data=tensor)
+    if isinstance(output, dict):
+        changed = copy(output)
+        changed[_first_key(output)] = tensor
+        return changed
     parts = (_with_first(output[0], tensor), *output[1:])
     return parts if type(output) is tuple else type(output)(*parts)
+
+
+def _first(output: Any) -> Any:
+    """Return the first tensor of a layer's output."""
+    if isinstance(output, dict):
+        return output.get(_first_key(output))
+    return _data(output[0] if isinstance(output, tuple) and output else output)
+
+
+def _first_key(output: dict[Any, Any]) -> Any:
+    return next((key for key, value in output.items() if _can_be_observed(value)), None)
 
 
 def _data(value: Any) -> Tensor:

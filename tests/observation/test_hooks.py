@@ -270,3 +270,24 @@ def test_nested_tensors_pass_unobserved():
     with observe({"layer": layer}, recorder):
         assert torch.equal(layer(nested).values(), layer(nested.values()))
     assert {tuple(value.shape) for value in recorder["layer", "input"]} == {(5, 4)}
+
+
+class Keyword(nn.Linear):
+    """Takes its input by keyword, after an argument that is no tensor, and returns a dict."""
+
+    def forward(self, scale, *, tokens):
+        return {"number": 3, "z": super().forward(scale * tokens).view(-1, 2), "bias": self.bias}
+
+
+def test_the_input_is_the_first_tensor_and_the_output_the_first_of_a_dict():
+    layer, seen = Keyword(3, 2), {}
+    tokens = torch.randn(5, 3, requires_grad=True)
+    with observe({"layer": layer}, lambda name, quantity, tensor: seen.update({quantity: tensor.clone()})):
+        output = layer(2, tokens=tokens)
+        output["z"].relu_().sum().backward()
+    assert list(output) == ["number", "z", "bias"]
+    torch.testing.assert_close(seen["input"], tokens.detach())
+    torch.testing.assert_close(seen["preactivation"], layer(2, tokens=tokens)["z"].detach())
+    gradient = (seen["preactivation"] > 0).float()
+    torch.testing.assert_close(seen["preactivation_gradient"], gradient)
+    torch.testing.assert_close(seen["input_gradient"], 2 * gradient @ layer.weight.detach())
