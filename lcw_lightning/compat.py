@@ -39,6 +39,7 @@ __all__ = [
     "module_hooks",
     "module_versions",
     "option",
+    "saves_by_hooks",
     "starts_processes",
     "subcommand_parser",
     "tree_leaves",
@@ -50,6 +51,11 @@ is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 is_view: Callable[[Tensor], bool] = Tensor._is_view
 """Whether a tensor is a view of another in the autograd graph."""
+
+
+def saves_by_hooks() -> bool:
+    """Return whether hooks on saved tensors are set, such as those of activation checkpointing."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def is_compiled_here(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.utilities.compile import from_compiled
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from lcw_lightning import compat
 
@@ -25,6 +26,13 @@ def test_a_view_is_known_as_one():
     tensor = torch.ones(2, 3)
     assert compat.is_view(tensor.view(6))
     assert not compat.is_view(tensor.view(6).clone())
+
+
+def test_hooks_on_saved_tensors_are_seen():
+    seen = []
+    checkpoint(lambda x: (seen.append(compat.saves_by_hooks()), x.sin())[1], torch.ones(2), use_reentrant=False)
+    assert seen == [True]
+    assert not compat.saves_by_hooks()
 
 
 def compiled_in_place(module):

@@ -1,6 +1,6 @@
 """Draw weights at the edge of chaos before the first training batch, and match the first layer to that batch."""
 
-from collections.abc import KeysView
+from collections.abc import KeysView, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
-from lcw_lightning.initialization.edge_of_chaos import draw_and_match_on_first_forward
+from lcw_lightning.initialization.edge_of_chaos import draw_and_match_on_first_forward, new_drawing
+from lcw_lightning.initialization.outcome import Outcome
 
 __all__ = ["EdgeOfChaosInitCallback"]
 
@@ -33,6 +34,8 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
             kernels; ``none`` leaves all weights as they were drawn.
         q: Variance of the preactivations, the fixed point of the variance map. For sparse activations give the q that
             they were made with.
+        include: Glob patterns on names ``layer.weight``.
+        exclude: Glob patterns on the same names, of weights to leave as they are.
 
     Raises:
         ValueError: At setup, if a MinibatchInitCallback is active too; in the first batch, in the cases of
@@ -46,10 +49,18 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
     by_hand = "draw them with edge_of_chaos_init_(module, inputs)"
     if_missed = "they are drawn, but not matched to the data"
 
-    def __init__(self, weights: Literal["none", "gaussian", "delta_orthogonal"] = "gaussian", q: float = 1.0) -> None:
+    def __init__(
+        self,
+        weights: Literal["none", "gaussian", "delta_orthogonal"] = "gaussian",
+        q: float = 1.0,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.weights = weights
         self.q = q
+        self.include = include
+        self.exclude = exclude
 
     @property
     @override
@@ -57,9 +68,14 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
         return self.weights != "none"
 
     @override
-    def armed(self, module: LightningModule) -> AbstractContextManager[KeysView[str]]:
+    def new_outcome(self) -> Outcome:
+        return new_drawing()
+
+    @override
+    def armed(self, module: LightningModule, outcome: Outcome) -> AbstractContextManager[KeysView[str]]:
         assert self.weights != "none"
-        return draw_and_match_on_first_forward(module, q=self.q, weights=self.weights)
+        settings = self.q, self.weights, self.include, self.exclude
+        return draw_and_match_on_first_forward(module, None, *settings, outcome)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,6 +15,7 @@ from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.returned import Initialized, is_initialized_elsewhere, send_initialized
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.constraints.trained import trained_evidence
+from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 from lcw_lightning.weights.restoring import unless_it_fails
 from lcw_lightning.weights.selection import listed
@@ -42,6 +44,7 @@ class FirstBatchInit(Callback):
         self._num_armed = 0
         self._is_done = False
         self._waiting: KeysView[str] | None = None  # the layers not yet reached, while armed
+        self._outcome: Outcome | None = None  # what has been done so far, while armed
 
     @property
     def is_active(self) -> bool:
@@ -53,7 +56,11 @@ class FirstBatchInit(Callback):
         """Whether layers initialize themselves in the present batch."""
         return self._waiting is not None
 
-    def armed(self, module: LightningModule) -> AbstractContextManager[KeysView[str]]:
+    def new_outcome(self) -> Outcome:
+        """Return an empty record of the initialization."""
+        raise NotImplementedError
+
+    def armed(self, module: LightningModule, outcome: Outcome) -> AbstractContextManager[KeysView[str]]:
         """Return the context in which layers initialize themselves; it yields the names of those not yet reached."""
         raise NotImplementedError
 
@@ -107,11 +114,14 @@ class FirstBatchInit(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.is_active and not is_initialized(pl_module):
             self._unless_it_fails.enter_context(unless_it_fails(pl_module))
-            self._waiting = self._armed.enter_context(self.armed(pl_module))
+            self._outcome = self.new_outcome()
+            self._waiting = self._armed.enter_context(self.armed(pl_module, self._outcome))
             self._num_armed = len(self._waiting)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._outcome is not None:
+            self._outcome.check()
         self._unless_it_fails.close()
 
     @override
@@ -120,14 +130,17 @@ class FirstBatchInit(Callback):
     ) -> None:
         if self._waiting is None:
             return
-        if len(self._waiting) == self._num_armed:  # as when the module skips the batch
+        if self._waiting and len(self._waiting) == self._num_armed:  # as when the module skips the batch
             self._disarm()
             return
         if self._waiting:
             missed = listed(sorted(self._waiting))
             warnings.warn(f"the first batch did not reach {missed}; {self.if_missed}.", stacklevel=2)
         self._mark(trainer, pl_module)
+        outcome = self._outcome
         self._disarm()
+        if outcome is not None:
+            rank_zero_info(outcome.summary)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,4 +162,4 @@ class FirstBatchInit(Callback):
     def _disarm(self) -> None:
         self._armed.close()
         self._unless_it_fails.close()
-        self._waiting = None
+        self._waiting = self._outcome = None

@@ -1,6 +1,6 @@
 """Initialize weights from the first training batch, in the forward pass that trains."""
 
-from collections.abc import KeysView
+from collections.abc import KeysView, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -8,7 +8,8 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
-from lcw_lightning.initialization.minibatch import rescale_on_first_forward
+from lcw_lightning.initialization.minibatch import new_outcome, rescale_on_first_forward
+from lcw_lightning.initialization.outcome import Outcome
 
 __all__ = ["MinibatchInitCallback"]
 
@@ -25,17 +26,21 @@ class MinibatchInitCallback(FirstBatchInit):
 
     Weights under ``wn`` and ``cwn`` are initialized as in Salimans & Kingma: each unit's gain and bias are set so that
     its preactivation has mean zero and ``target_std``. Weights under ``sn``, whose norm is always 1, and their layers'
-    biases keep the values that they were drawn with.
+    biases keep the values that they were drawn with. So do layers that cannot be rescaled, for the reasons that
+    :func:`~lcw_lightning.minibatch_init_` lists. After the first batch one line says by which factors layers were
+    rescaled, and which were left for which reasons.
 
     Args:
         target_std: Standard deviation of the preactivations over the minibatch.
         granularity: ``layer`` scales a layer by one factor, where the std includes the activation shift; ``unit``
             scales each unit by its own factor; ``wn`` and ``cwn`` always do the latter; ``none`` leaves all weights as
             they were drawn.
+        include: Glob patterns on names ``layer.weight``.
+        exclude: Glob patterns on the same names, of weights to leave as they are.
 
     Raises:
-        ValueError: In the first batch, for a layer whose preactivation is constant or not finite, or whose
-            parametrization cannot hold a rescaled weight, such as a user's spectral_norm.
+        ValueError: At construction, for patterns that are no list. In the first batch, for a pattern that matches no
+            weight, preactivations that are NaN or infinite, or if no layer can be rescaled.
 
     Warns:
         UserWarning: The first batch did not reach some layers, which keep their weights; or a LearningRateFinder would
@@ -45,10 +50,18 @@ class MinibatchInitCallback(FirstBatchInit):
     by_hand = "rescale them with minibatch_init_(module, inputs)"
     if_missed = "they keep the weights they had"
 
-    def __init__(self, target_std: float = 1.0, granularity: Literal["none", "layer", "unit"] = "layer") -> None:
+    def __init__(
+        self,
+        target_std: float = 1.0,
+        granularity: Literal["none", "layer", "unit"] = "layer",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.target_std = target_std
         self.granularity = granularity
+        self.include = include
+        self.exclude = exclude
 
     @property
     @override
@@ -56,6 +69,11 @@ class MinibatchInitCallback(FirstBatchInit):
         return self.granularity != "none"
 
     @override
-    def armed(self, module: LightningModule) -> AbstractContextManager[KeysView[str]]:
+    def new_outcome(self) -> Outcome:
+        return new_outcome()
+
+    @override
+    def armed(self, module: LightningModule, outcome: Outcome) -> AbstractContextManager[KeysView[str]]:
         assert self.granularity != "none"
-        return rescale_on_first_forward(module, self.target_std, self.granularity)
+        settings = self.target_std, self.granularity, self.include, self.exclude
+        return rescale_on_first_forward(module, *settings, outcome)

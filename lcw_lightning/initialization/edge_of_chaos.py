@@ -1,9 +1,10 @@
 """Initial weights at the edge of chaos: draw them for the activation and match the first layer to a minibatch."""
 
-from collections.abc import Iterator, KeysView, Mapping
+import warnings
+from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,29 +13,50 @@ from torch.utils.hooks import RemovableHandle
 from lcw_lightning.compat import is_transformed
 from lcw_lightning.constraints.kinds import is_zero_sum
 from lcw_lightning.initialization.edge_of_chaos_plan import Draw, EdgeOfChaosLayer, edge_of_chaos_layers
+from lcw_lightning.initialization.limits import Operands, UnscalableError, first_tensor
+from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
-from lcw_lightning.initialization.rescaling import assign_weight_, preactivation_moments, scale_weight_
+from lcw_lightning.initialization.rescaling import (
+    assign_weight_,
+    check_response,
+    computes_as_torch,
+    forget_used_weights,
+    has_gains,
+    preactivation_moments,
+    scale_weight_,
+    zeroed,
+)
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import WeightRef, units_first
 
-__all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_"]
+__all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_", "new_drawing"]
 
 
 @contextmanager
 def draw_and_match_on_first_forward(
-    model: nn.Module, activation: Function | None = None, q: float = 1.0, weights: Draw = "gaussian"
+    model: nn.Module,
+    activation: Function | None = None,
+    q: float = 1.0,
+    weights: Draw = "gaussian",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    outcome: Outcome | None = None,
 ) -> Iterator[KeysView[str]]:
     """Draw the weights of ``model`` at once; the first layer that runs within the block is matched to its input.
 
-    Arguments and errors are those of :func:`edge_of_chaos_init_`. Compiled networks run eagerly within the block.
+    Arguments and errors are those of :func:`edge_of_chaos_init_`; ``outcome`` is told what is drawn and matched.
+    Compiled networks run eagerly within the block.
 
     Yields:
         The names of the drawn weights; empty once the first of their layers has run and is matched.
     """
-    matching = _FirstLayerHook(edge_of_chaos_layers(model, activation, q, weights), q)
+    outcome = new_drawing() if outcome is None else outcome
+    layers = edge_of_chaos_layers(model, activation, q, weights, include, exclude, outcome)
+    matching = _FirstLayerHook(layers, q, outcome)
     _draw(matching.waiting, weights)
+    outcome.changed |= layers.keys()
     try:
         for name, waiting in matching.waiting.items():
             hook = partial(matching.match, name)
@@ -51,6 +73,8 @@ def edge_of_chaos_init_(
     activation: Function | None = None,
     q: float = 1.0,
     weights: Draw = "gaussian",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
 ) -> nn.Module:
     r"""Draw all weights and biases of ``model`` anew, so that it starts at the edge of chaos of its activation.
 
@@ -84,16 +108,23 @@ def edge_of_chaos_init_(
             input channels the matrix has orthogonal columns, and rows of mean square norm :math:`\sigma_w^2`. A Linear
             layer is treated as a 1 x 1 kernel. Zero-sum weights are orthogonal within their subspace. A constrained
             first convolution would ignore the mean over the few channels of an image, so leave it unconstrained.
+        include: Glob patterns on names ``layer.weight``.
+        exclude: Glob patterns on the same names, of weights to leave as they are.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: Before any draw: for an invalid setting; for activations that differ or have no edge of chaos; for a
-            weight that is sharded, lazy, spectrally normalized or cannot be delta-orthogonal; for a missing bias where
-            biases have a variance; for a model without weights to draw. Later: for a parametrization that cannot
-            represent the drawn weight; for inputs of the first layer that are NaN, infinite, zero, or constant over the
-            inputs of each unit with a zero-sum weight. In every case the model is not changed.
+        ValueError: Before any draw: for an invalid setting; for a pattern that matches no weight; for activations that
+            differ or have no edge of chaos; for a weight that is sharded, lazy, spectrally normalized or cannot be
+            delta-orthogonal; for a missing bias where biases have a variance; for a model without weights to draw.
+            Later: for a parametrization that cannot represent the drawn weight; for a first layer whose inputs are NaN,
+            infinite, zero, a batch of 0 samples or, with zero-sum weights, constant over the inputs of each unit; whose
+            output does not respond to its weight; or whose matched weight would leave the range of its dtype. In every
+            case the model is not changed.
+
+    Warns:
+        UserWarning: Weights were left as they are, with the reasons.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -102,21 +133,31 @@ def edge_of_chaos_init_(
         >>> print(f"{network[0](images).square().mean():.3f}")
         1.000
     """
-    with unless_it_fails(model), draw_and_match_on_first_forward(model, activation, q, weights) as waiting:
+    outcome = new_drawing()
+    drawing = draw_and_match_on_first_forward(model, activation, q, weights, include, exclude, outcome)
+    with unless_it_fails(model), drawing as waiting:
         with undisturbed(model), torch.no_grad():
             model(*inputs)
         if waiting:
             kind = type(model).__name__
             raise ValueError(f"edge_of_chaos_init_ matches a layer to the inputs, but {kind} ran no drawn layer.")
+    if outcome.left:
+        warnings.warn(outcome.summary, stacklevel=2)
     return model
+
+
+def new_drawing() -> Outcome:
+    """Return an empty record for :func:`draw_and_match_on_first_forward`."""
+    return Outcome("edge-of-chaos initialization", "drawn")
 
 
 class _FirstLayerHook:
     """The hook that scales the weight of the layer that is called first."""
 
-    def __init__(self, waiting: dict[str, EdgeOfChaosLayer], q: float) -> None:
+    def __init__(self, waiting: dict[str, EdgeOfChaosLayer], q: float, outcome: Outcome) -> None:
         self.waiting = waiting
         self.q = q
+        self.outcome = outcome
         self.handles: list[RemovableHandle] = []
 
     def disarm(self) -> None:
@@ -128,17 +169,52 @@ class _FirstLayerHook:
         if is_transformed():  # by torch.func, where nothing can be written: the layers wait for another call
             return
         self.disarm()
-        ref, sigma_w, sigma_b = self.waiting[name]
+        ref, _, sigma_b = self.waiting[name]
         self.waiting.clear()
-        z = _without_bias(layer, *args, **kwargs)
-        drawn = preactivation_moments(z, ref.channel_dim, by_unit=False).mean_square
-        given = preactivation_moments(
-            args[0] if args else next(iter(kwargs.values())), ref.channel_dim, by_unit=False
-        ).mean_square
-        # The output of a zero-sum weight for constant inputs is only rounding error.
-        _check_matchable(name, drawn, (4 * torch.finfo(z.dtype).eps * sigma_w) ** 2 * given)
-        scale_weight_(ref, name, ((self.q - sigma_b**2) / drawn).sqrt())
-        torch.clear_autocast_cache()  # it may hold the old weight and bias, which the layer has just used
+
+        def run() -> Tensor | None:
+            with undisturbed(layer), zeroed(layer._parameters.get("bias")):
+                return first_tensor(layer.forward(*args, **kwargs))
+
+        try:
+            factor = _matching_factor(ref, name, first_tensor((args, kwargs)), run, self.q - sigma_b**2)
+            scale_weight_(ref, name, factor)
+        except UnscalableError as reason:
+            raise ValueError(
+                f"edge_of_chaos_init_ cannot match {name!r}, the first layer, to the first minibatch: {reason}; look "
+                f"for inputs that are constant, or leave the layer out: exclude=[{name!r}]."
+            ) from reason
+        finally:
+            forget_used_weights()  # which the layer has just used
+        self.outcome.add(name, factor, torch.ones_like(factor, dtype=torch.bool))
+
+
+def _matching_factor(
+    ref: WeightRef, name: str, inputs: Tensor | None, run: Callable[[], Tensor | None], square: float
+) -> Tensor:
+    """Return the factor by which a layer's preactivations get the mean square ``square``.
+
+    Raises:
+        UnscalableError: There is none, for the reason in the message.
+        ValueError: Preactivations are not finite.
+    """
+    z = run()
+    if z is None:
+        raise UnscalableError("its output holds no floating-point numbers")
+    drawn = preactivation_moments(z, ref.channel_dim, by_unit=False).mean_square.sqrt()
+    operands = Operands.of(ref, z, inputs)
+    if not drawn.isfinite():
+        raise ValueError(
+            f"edge_of_chaos_init_ needs finite inputs, but the preactivations of {name!r}, the first layer, are NaN or "
+            "infinite on the first minibatch; look for NaN or infinite values in the data."
+        )
+    if drawn <= operands.resolution(z.dtype, by_unit=False):
+        raise UnscalableError("its preactivations are zero up to rounding")
+    factor = drawn.reciprocal() * square**0.5
+    operands.check_range(factor, ref.value.dtype, has_gains(ref))
+    if not computes_as_torch(ref):
+        check_response(ref, z, run)
+    return cast(Tensor, factor)
 
 
 @torch.no_grad()
@@ -166,18 +242,6 @@ def _unit_weight(ref: WeightRef, weights: Draw) -> Tensor:
     return units_first(by_unit, groups) if groups else by_unit  # which is its own inverse
 
 
-def _without_bias(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    held = getattr(layer, "bias", None)
-    bias = held if isinstance(held, nn.Parameter) else torch.zeros(())
-    before = bias.clone()
-    bias.zero_()
-    try:
-        z: Tensor = layer.forward(*args, **kwargs)
-    finally:
-        bias.copy_(before)
-    return z
-
-
 def _of_rank_zero(draw: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
         distributed.broadcast(draw, src=0)
@@ -186,17 +250,3 @@ def _of_rank_zero(draw: Tensor) -> Tensor:
 
 def _precise(like: Tensor) -> dict[str, Any]:
     return {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
-
-
-def _check_matchable(name: str, square: Tensor, rounding: Tensor) -> None:
-    if not square.isfinite():
-        raise ValueError(
-            f"edge_of_chaos_init_ needs finite inputs, but the preactivations of {name!r}, the first layer, are NaN or "
-            "infinite on the first minibatch; look for NaN or infinite values in the data."
-        )
-    if square <= rounding:
-        raise ValueError(
-            f"edge_of_chaos_init_ needs inputs that reach the first layer, but the preactivations of {name!r} are zero "
-            "on the first minibatch; look for inputs that are zero, or, under lcw and cwn, constant over all "
-            "inputs of a unit."
-        )

@@ -1,14 +1,17 @@
 """Plan which layers of a model are drawn at the edge of chaos, and with which standard deviations."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lcw_lightning.constraints.kinds import constraint_class, is_zero_sum, kind_of
+from lcw_lightning.initialization.outcome import Outcome, obstacle_to_initialization
 from lcw_lightning.theory.edge_of_chaos import edge_of_chaos_stds
 from lcw_lightning.theory.gaussian import Function
-from lcw_lightning.weights.weight_ref import WeightRef, named_weights
+from lcw_lightning.weights.selection import select_weights
+from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["EdgeOfChaosLayer", "Draw", "edge_of_chaos_layers", "only_activation"]
 
@@ -24,20 +27,26 @@ class EdgeOfChaosLayer(NamedTuple):
 
 
 def edge_of_chaos_layers(
-    model: nn.Module, activation: Function | None, q: float, weights: Draw
+    model: nn.Module,
+    activation: Function | None,
+    q: float,
+    weights: Draw,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    outcome: Outcome,
 ) -> dict[str, EdgeOfChaosLayer]:
-    """Return the Linear layers and convolutions whose weights require a gradient, by their weights' names.
+    """Return the selected Linear layers and convolutions whose weights require a gradient, by their weights' names.
+
+    ``outcome`` is told the others.
 
     Raises:
         ValueError: A layer cannot be drawn, for a reason that :func:`~lcw_lightning.edge_of_chaos_init_` lists.
     """
     if weights not in get_args(Draw):
         raise ValueError(f"edge_of_chaos_init_ supports weights {', '.join(get_args(Draw))}; got {weights!r}.")
-    refs = {
-        name: ref
-        for name, ref in named_weights(model).items()
-        if ref.is_observable and any(parameter.requires_grad for parameter in ref.parameters)
-    }
+    refs = select_weights(model, include, exclude)
+    outcome.left |= {name: reason for name, ref in refs.items() if (reason := obstacle_to_initialization(ref))}
+    refs = {name: ref for name, ref in refs.items() if name not in outcome.left}
     if not refs:
         kind = type(model).__name__
         raise ValueError(f"edge_of_chaos_init_ needs a Linear or convolution that is trained, but {kind} has none.")
@@ -47,7 +56,7 @@ def edge_of_chaos_layers(
     for name, layer in layers.items():
         obstacle = _obstacle(layer, q) or (weights == "delta_orthogonal" and _obstacle_to_delta_orthogonal(layer.ref))
         if obstacle:
-            raise ValueError(f"edge_of_chaos_init_ cannot draw {name!r}: {obstacle}.")
+            raise ValueError(f"edge_of_chaos_init_ cannot draw {name!r}: {obstacle}; exclude leaves it out.")
     return layers
 
 

@@ -1,30 +1,36 @@
 """Initial weights from data: each layer is rescaled on its first minibatch (paper, Section 4.3)."""
 
-from collections.abc import Iterator, KeysView
+import warnings
+from collections.abc import Iterator, KeysView, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import Function
-from torch.utils.hooks import RemovableHandle
-from typing_extensions import override
+from torch import nn
 
-from lcw_lightning.compat import is_transformed
-from lcw_lightning.initialization.rescaling import computes_as_torch, is_scalable, rescale_layer_
+from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.initialization.first_forward import Rescaling
+from lcw_lightning.initialization.outcome import Outcome, obstacle_to_initialization
+from lcw_lightning.initialization.rescaling import is_scalable
+from lcw_lightning.initialization.uncalled import RescaleUncalled
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
-from lcw_lightning.weights.weight_ref import named_weights
+from lcw_lightning.weights.selection import select_weights
+from lcw_lightning.weights.weight_ref import WeightRef
 
-__all__ = ["Granularity", "minibatch_init_", "rescale_on_first_forward"]
+__all__ = ["Granularity", "minibatch_init_", "new_outcome", "rescale_on_first_forward"]
 
 Granularity = Literal["layer", "unit"]
 
 
 @contextmanager
 def rescale_on_first_forward(
-    model: nn.Module, target_std: float = 1.0, granularity: Granularity = "layer"
+    model: nn.Module,
+    target_std: float = 1.0,
+    granularity: Granularity = "layer",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    outcome: Outcome | None = None,
 ) -> Iterator[KeysView[str]]:
     r"""Rescale every layer of ``model`` on the first input that it gets within the block.
 
@@ -44,7 +50,15 @@ def rescale_on_first_forward(
     Layers return the rescaled preactivation, which their hooks see too. Without gradients a layer runs once: torch's
     own layers are linear in their weights, so the output is scaled with the weight. With gradients the layer runs
     again, for the graph of the new weight, but returns the same numbers, so that the weights are bit for bit the same.
-    Layers of a class with its own forward, or with a frozen bias, always run again.
+    Layers of a class with its own forward, or with a frozen bias, always run again, with the same random numbers. A
+    weight that the network multiplies without a call of its layer, as in ``F.linear(x, self.qkv.weight)``, is rescaled
+    by that product.
+
+    Layers that cannot be rescaled are left as they are, weight and bias: those with zero weights, zero inputs or an
+    empty batch; those whose preactivations do not vary, apart from rounding errors; those whose output stays the same
+    when the weight is scaled, since their class standardizes it; those whose rescaled weight would leave the range of
+    its dtype, or would be changed by a foreign parametrization. With a factor for each unit, units that do not vary are
+    left alone.
 
     Only weights that require a gradient are rescaled. Under an initialized :mod:`torch.distributed` default group every
     rank must call this function, and the statistics are those of the union of all ranks' minibatches. Compiled networks
@@ -55,28 +69,39 @@ def rescale_on_first_forward(
             keep their weights, since hooks do not see their preactivations.
         target_std: Standard deviation of the preactivations after rescaling.
         granularity: ``layer`` or ``unit``; without effect on weights with trained gains.
+        include: Glob patterns on names ``layer.weight``.
+        exclude: Glob patterns on the same names, of weights to leave as they are.
+        outcome: Is told what becomes of each layer; :func:`new_outcome` makes one.
 
     Yields:
         The names of the weights not yet rescaled; empty once every layer has run.
 
     Raises:
-        ValueError: At once for an invalid setting or a sharded weight; within the forward pass for a layer whose
-            preactivation is constant or not finite, or whose parametrization cannot represent a rescaled weight.
+        ValueError: At once for an invalid setting, a pattern that matches no weight, or a sharded weight; within the
+            forward pass for preactivations that are NaN or infinite.
     """
     _check_settings(target_std, granularity)
-    rescaling = _Rescaling(model, target_std, granularity)
+    outcome = new_outcome() if outcome is None else outcome
+    waiting = _refs_to_rescale(model, include, exclude, outcome)
+    rescaling = Rescaling(waiting, outcome, target_std, granularity == "unit")
     try:
         for name in rescaling.waiting:
             rescaling.arm(name)
-        with eager_mode:
+        with eager_mode, RescaleUncalled(rescaling):
             yield rescaling.waiting.keys()
     finally:
+        outcome.left |= dict.fromkeys(rescaling.waiting, "its layer was not called")
         for name in list(rescaling.waiting):
             rescaling.disarm(name)
 
 
 def minibatch_init_(
-    model: nn.Module, *inputs: Any, target_std: float = 1.0, granularity: Granularity = "layer"
+    model: nn.Module,
+    *inputs: Any,
+    target_std: float = 1.0,
+    granularity: Granularity = "layer",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
 ) -> nn.Module:
     r"""Rescale the weights of ``model`` in place so that preactivations have ``target_std`` on this minibatch.
 
@@ -90,12 +115,18 @@ def minibatch_init_(
         target_std: Standard deviation of the preactivations after rescaling.
         granularity: ``layer`` for one factor per layer, or ``unit`` for one factor per unit, as ``wn`` and ``cwn``
             always have.
+        include: Glob patterns on names ``layer.weight``.
+        exclude: Glob patterns on the same names, of weights to leave as they are.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: In the cases of :func:`rescale_on_first_forward`. The model is not changed then.
+        ValueError: In the cases of :func:`rescale_on_first_forward`, and if no layer can be rescaled. The model is not
+            changed then.
+
+    Warns:
+        UserWarning: Some layers were left as they are, for the reasons that it gives.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -103,100 +134,37 @@ def minibatch_init_(
         >>> print(f"{minibatch_init_(layer, images)(images).std():.3f}")
         1.000
     """
-    rescaling = rescale_on_first_forward(model, target_std, granularity)
-    with unless_it_fails(model), undisturbed(model), torch.no_grad(), rescaling:
-        model(*inputs)
+    outcome = new_outcome()
+    rescaling = rescale_on_first_forward(model, target_std, granularity, include, exclude, outcome)
+    with unless_it_fails(model):
+        with undisturbed(model), torch.no_grad(), rescaling:
+            model(*inputs)
+        outcome.check()
+    if outcome.left or outcome.partly:
+        warnings.warn(outcome.summary, stacklevel=2)
     return model
 
 
-class _ValueWithGradientOf(Function):
-    """The value of one tensor with the gradient of another, since tensors in a graph must not change in place."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, recorded: Tensor, value: Tensor) -> Tensor:
-        return value.clone()  # a view could not be changed in place by later layers
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+def new_outcome() -> Outcome:
+    """Return an empty record for :func:`rescale_on_first_forward`."""
+    return Outcome("minibatch initialization", "rescaled")
 
 
-class _Rescaling:
-    """The layers that are not yet rescaled, and the hooks that rescale them."""
+def _refs_to_rescale(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str], outcome: Outcome
+) -> dict[str, WeightRef]:
+    refs = select_weights(model, include, exclude)
+    outcome.left |= {name: obstacle for name, ref in refs.items() if (obstacle := _obstacle(ref))}
+    waiting = {name: ref for name, ref in refs.items() if name not in outcome.left}
+    for name, ref in waiting.items():
+        if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
+            raise ValueError(f"{name!r} is sharded; call minibatch_init_() before fully_shard().")
+    return waiting
 
-    def __init__(self, model: nn.Module, target_std: float, granularity: Granularity) -> None:
-        self.target_std = target_std
-        self.granularity = granularity
-        self.waiting = {
-            name: ref
-            for name, ref in named_weights(model).items()
-            if ref.is_observable and is_scalable(ref) and any(parameter.requires_grad for parameter in ref.parameters)
-        }
-        for name, ref in self.waiting.items():
-            if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
-                raise ValueError(f"{name!r} is sharded; call minibatch_init_() before fully_shard().")
-        # Decided now, since a training step may freeze a network for a while, as in adversarial training.
-        self.biases = {
-            name: bias
-            for name, ref in self.waiting.items()
-            if isinstance(bias := getattr(ref.layer, "bias", None), Tensor) and bias.requires_grad
-        }
-        self.handles: dict[str, list[RemovableHandle]] = {}
-        self.rescaled: set[int] = set()
-        self.outputs: dict[str, Tensor] = {}
 
-    def arm(self, name: str) -> None:
-        layer = self.waiting[name].layer
-        self.handles[name] = [
-            layer.register_forward_pre_hook(partial(self.before, name), with_kwargs=True),
-            layer.register_forward_hook(partial(self.after, name), prepend=True),
-        ]
-
-    def disarm(self, name: str) -> None:
-        del self.waiting[name]
-        for handle in self.handles.pop(name, ()):
-            handle.remove()
-
-    def before(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_transformed():  # by torch.func, where nothing can be written: the layer waits for another call
-            return
-        is_trained, is_linear = torch.is_grad_enabled(), self.is_linear(name)
-        with torch.no_grad():
-            if name in self.biases:
-                self.biases[name].zero_()
-            if not self.rescaled.isdisjoint(self.parameters(name)):
-                self.disarm(name)  # its weight is tied to one that is already rescaled
-            elif is_trained or not is_linear:
-                # Without gradients, since activation checkpointing counts the tensors that autograd saves.
-                z = layer.forward(*args, **kwargs)
-                self.outputs[name] = self.rescale(name, z if is_linear else z.clone())
-
-    def after(self, name: str, _layer: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
-        if is_transformed():
-            return output
-        is_linear = self.is_linear(name)
-        with torch.no_grad():
-            scaled = self.outputs.pop(name) if name in self.outputs else self.rescale(name, output)
-            scaled = scaled.to(output.dtype)
-        self.disarm(name)
-        if not is_linear:
-            return output
-        return cast(Tensor, _ValueWithGradientOf.apply(output, scaled)) if output.requires_grad else scaled
-
-    def parameters(self, name: str) -> set[int]:
-        return {id(parameter) for parameter in self.waiting[name].parameters}
-
-    def is_linear(self, name: str) -> bool:
-        """Return whether, with zero bias, the output of a layer scales in proportion to its weight."""
-        ref = self.waiting[name]
-        return computes_as_torch(ref) and (getattr(ref.layer, "bias", None) is None or name in self.biases)
-
-    def rescale(self, name: str, z: Tensor) -> Tensor:
-        ref = self.waiting[name]
-        self.rescaled |= self.parameters(name)
-        return rescale_layer_(ref, name, z, self.biases.get(name), self.target_std, self.granularity == "unit")
+def _obstacle(ref: WeightRef) -> str | None:
+    is_stuck = ref.parameters and not is_scalable(ref)
+    return obstacle_to_initialization(ref) or (f"under {kind_of(ref)} its norm is always 1" if is_stuck else None)
 
 
 def _check_settings(target_std: float, granularity: Granularity) -> None:

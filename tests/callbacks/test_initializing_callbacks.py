@@ -101,6 +101,18 @@ def test_a_compiled_network_runs_compiled_after_the_first_batch(initialize, comp
     assert len(compiled.calls) == 3  # of four batches
 
 
+@initializing
+def test_patterns_leave_layers_as_they_are_and_are_checked(
+    initialize, make_snapshots, make_sparse, make_trainer, loader
+):
+    project, plain, snapshots = make_sparse(), make_sparse(), make_snapshots()
+    fit_seeded(make_trainer(initialize(exclude=["head.*"]), snapshots), project, loader)
+    assert torch.equal(snapshots.states[0]["head.weight"], plain.head.weight)
+    assert not torch.equal(snapshots.states[0]["body.0.weight"], plain.body[0].weight)
+    with pytest.raises(ValueError, match=r"the pattern 'tail\.\*' matches no weight"):
+        make_trainer(initialize(include=["tail.*"])).fit(make_sparse(), loader)
+
+
 BEFORE_A_FINDER = {
     "minibatch": (
         MinibatchInitCallback,

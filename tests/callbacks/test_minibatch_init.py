@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +29,39 @@ def test_settings_reach_the_layers(make_snapshots, first_batch, make_project, ma
     make_trainer(MinibatchInitCallback(target_std=0.5, granularity="unit"), snapshots).fit(project, loader)
     minibatch_init_(expected, first_batch, target_std=0.5, granularity="unit")
     assert torch.equal(snapshots.states[0]["head.weight"], expected.head.weight)
+
+
+def test_patterns_choose_the_layers(make_snapshots, make_project, make_trainer, loader):
+    project, plain, snapshots = make_project(), make_project(), make_snapshots()
+    make_trainer(MinibatchInitCallback(exclude=["head.*"]), snapshots).fit(project, loader)
+    assert torch.equal(snapshots.states[0]["head.weight"], plain.head.weight)
+    assert not torch.equal(snapshots.states[0]["body.0.weight"], plain.body[0].weight)
+
+
+@both
+def test_one_line_says_what_was_rescaled_and_what_was_left(make_project, make_trainer, loader, caplog, lightning):
+    project = make_project()
+    nn.init.zeros_(project.head.weight)
+    with caplog.at_level("INFO"):
+        make_trainer(MinibatchInitCallback()).fit(project, loader)
+    (line,) = [message for message in caplog.messages if message.startswith("minibatch initialization")]
+    assert re.search(
+        r": 2 of 3 layers rescaled by factors .* to .*; left as they are: 'head\.weight' \(zero weights\)$", line
+    )
+
+
+def test_a_first_batch_on_which_no_layer_can_be_rescaled_stops_the_run_before_a_step(
+    make_project, make_trainer, make_snapshots
+):
+    project, plain = make_project(), make_project()
+    for module in (project, plain):
+        for layer in (*module.body, module.head):
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+    dataset = TensorDataset(torch.randn(4, 8), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"needs a layer that can be rescaled, but left are: .*\(zero weights\)"):
+        make_trainer(MinibatchInitCallback()).fit(project, DataLoader(dataset))
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in project.state_dict().items())
 
 
 def test_validation_before_training_sees_no_hook(make_project, make_trainer, loader):

@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 from lcw_lightning import MLP, ShiftedReLU, SoftThreshold, constrain
-from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_
+from lcw_lightning.initialization.edge_of_chaos import (
+    draw_and_match_on_first_forward,
+    edge_of_chaos_init_,
+    new_drawing,
+)
 from lcw_lightning.initialization.edge_of_chaos_plan import edge_of_chaos_layers, only_activation
 
 SPARSE = ShiftedReLU(0.5)
@@ -16,7 +20,7 @@ def constrained(network, kind):
     return network
 
 
-def test_linear_layers_and_convolutions_are_drawn_by_name():
+def test_linear_layers_and_convolutions_are_drawn_by_name_and_the_others_are_named():
     network = nn.ModuleDict(
         {
             "conv": nn.Conv1d(2, 3, 3),
@@ -28,7 +32,14 @@ def test_linear_layers_and_convolutions_are_drawn_by_name():
             "activation": SPARSE,
         }
     )
-    assert list(edge_of_chaos_layers(network, None, 1.0, "gaussian")) == ["conv.weight", "output.weight"]
+    outcome = new_drawing()
+    layers = edge_of_chaos_layers(network, None, 1.0, "gaussian", ["*"], ["attention.*"], outcome)
+    assert list(layers) == ["conv.weight", "output.weight"]
+    assert outcome.left == {
+        "frozen.weight": "frozen",
+        "recurrent.weight_ih_l0": "hooks do not see its preactivations",
+        "recurrent.weight_hh_l0": "hooks do not see its preactivations",
+    }
 
 
 @pytest.mark.parametrize(
@@ -91,6 +102,17 @@ def test_what_cannot_be_drawn_is_named_before_anything_is_drawn(layer, settings,
     assert not network[2]._forward_pre_hooks
 
 
+def test_what_cannot_be_drawn_can_be_left_out_and_stays_as_it_is():
+    network = nn.Sequential(nn.Linear(4, 4), SPARSE, nn.Linear(4, 4, bias=False))
+    before = network[2].weight.clone()
+    with pytest.raises(ValueError, match=r"cannot draw '2\.weight': .*; exclude leaves it out"):
+        edge_of_chaos_init_(network, torch.rand(8, 4))
+    edge_of_chaos_init_(network, torch.rand(8, 4), exclude=["2.*"])
+    assert torch.equal(network[2].weight, before)
+    with pytest.raises(ValueError, match=r"the pattern '3\.\*' matches no weight of Sequential; near it are"):
+        edge_of_chaos_init_(network, torch.rand(8, 4), exclude=["3.*"])
+
+
 def test_a_network_without_anything_to_draw_is_refused():
     network = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), SPARSE, nn.LayerNorm(4))
     with pytest.raises(ValueError, match="needs a Linear or convolution that is trained, but Sequential has none"):
@@ -122,7 +144,9 @@ def test_first_inputs_that_say_nothing_to_the_first_layer_are_refused(constant, 
     network = MLP(fan_in, 2, depth=2, width=300, activation=lambda: SPARSE)
     constrain(network)
     inputs = torch.full((8, fan_in), constant, dtype=dtype)
-    with pytest.raises(ValueError, match=r"the preactivations of 'hidden\.0\.linear\.weight' are zero"):
+    says = "its preactivations are zero up to rounding" if constant else "zero inputs"
+    message = rf"cannot match 'hidden\.0\.linear\.weight', the first layer, to the first minibatch: {says}; look for"
+    with pytest.raises(ValueError, match=message):
         edge_of_chaos_init_(network.to(dtype), inputs)
 
 
@@ -133,6 +157,61 @@ def test_constant_inputs_will_do_for_plain_weights_and_small_variation_for_zero_
     for network, given in zip((plain, zero_sum), inputs, strict=True):
         edge_of_chaos_init_(network, given)
         assert network.hidden[0].linear(given).square().mean().item() == pytest.approx(1.0, abs=0.2)
+
+
+class Standardized(nn.Linear):
+    """Standardizes its weight itself."""
+
+    def forward(self, inputs):
+        return nn.functional.linear(inputs, nn.functional.normalize(self.weight), self.bias)
+
+
+UNMATCHABLE = {
+    "no samples": (nn.Linear(4, 40), torch.zeros(0, 4), "a batch of 0 samples"),
+    "small": (nn.Linear(4, 40), torch.full((8, 4), 1e-40), "its rescaled weight would overflow float32"),
+    "standardized": (Standardized(4, 40), torch.randn(8, 4), "scaling it leaves the layer's output unchanged"),
+}
+
+
+@pytest.mark.parametrize(("layer", "inputs", "says"), UNMATCHABLE.values(), ids=UNMATCHABLE)
+def test_a_first_layer_that_cannot_be_matched_is_refused_with_the_reason_and_nothing_changes(layer, inputs, says):
+    network = nn.Sequential(copy.deepcopy(layer), SPARSE, nn.Linear(40, 4))
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(ValueError, match=rf"cannot match '0\.weight', the first layer, to the first minibatch: {says}"):
+        edge_of_chaos_init_(network, inputs)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+class Noisy(nn.Linear):
+    """Drops inputs itself, takes them by keyword, and returns a tuple."""
+
+    def forward(self, *, inputs):
+        return super().forward(nn.functional.dropout(inputs, 0.5)), None
+
+
+class KeywordAndTuple(nn.Sequential):
+    def forward(self, inputs):
+        return self[1](self[0](inputs=inputs)[0])
+
+
+def test_a_first_layer_with_randomness_keywords_and_a_tuple_is_matched_and_moves_the_random_numbers_once():
+    network, inputs = KeywordAndTuple(Noisy(48, 200), SPARSE), torch.rand(64, 48)
+    with draw_and_match_on_first_forward(network):
+        torch.manual_seed(3)
+        output = network(inputs)
+        stream = torch.get_rng_state()
+    torch.manual_seed(3)
+    torch.testing.assert_close(network(inputs), output)
+    assert torch.equal(torch.get_rng_state(), stream)
+    torch.manual_seed(3)
+    assert network[0](inputs=inputs)[0].square().mean().item() == pytest.approx(1, rel=0.1)
+
+
+def test_one_line_says_what_was_drawn_and_matched_and_what_was_left():
+    network = nn.Sequential(nn.Linear(4, 8), SPARSE, nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 2))
+    says = r"edge-of-chaos initialization: 2 of 3 layers drawn, '0\.weight' rescaled by a factor of [\d.]+; "
+    with pytest.warns(UserWarning, match=says + r"left as they are: '2\.weight' \(frozen\)$"):
+        edge_of_chaos_init_(network, torch.randn(32, 4))
 
 
 def test_a_network_that_runs_none_of_its_layers_is_refused():

@@ -113,7 +113,8 @@ def test_frozen_weights_are_left_alone():
     network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
     network[0].requires_grad_(False)
     before = copy.deepcopy(network[0].state_dict())
-    minibatch_init_(network, torch.randn(32, 4))
+    with pytest.warns(UserWarning, match=r"1 of 2 layers rescaled by a factor of .*; left .*: '0\.weight' \(frozen\)$"):
+        minibatch_init_(network, torch.randn(32, 4))
     assert torch.equal(network[0].weight, before["weight"])
     assert torch.equal(network[0].bias, before["bias"])
 

@@ -108,7 +108,8 @@ def test_a_frozen_bias_and_a_frozen_weight_are_left_alone(kind):
     network[1].requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
     inputs = torch.randn(32, 4)
-    minibatch_init_(network, inputs)
+    with pytest.warns(UserWarning, match=r"'1\.weight' \(frozen\)"):
+        minibatch_init_(network, inputs)
     torch.testing.assert_close(network[0](inputs).std(0, correction=0), torch.ones(8), rtol=1e-3, atol=0)
     changed = [key for key, value in network.state_dict().items() if not torch.equal(value, before[key])]
     assert changed == [f"0.parametrizations.weight.original{number}" for number in (0, 1)]
@@ -136,13 +137,16 @@ def test_a_half_precision_bias_of_before_is_not_used_again():
     torch.testing.assert_close(z.mean(0), torch.zeros(8), atol=0.03, rtol=0)
 
 
-def test_a_dead_unit_is_named():
-    layer = nn.Linear(4, 3)
+def test_a_dead_unit_is_named_and_left_as_it_is_and_the_others_are_rescaled():
+    layer, inputs = nn.Linear(4, 3), torch.randn(32, 4)
     with torch.no_grad():
         layer.weight[1] = 0.5
     constrain(layer, "cwn")
-    with pytest.raises(ValueError, match="1 of 3 standard deviations of 'weight' are zero"):
-        minibatch_init_(layer, torch.randn(32, 4))
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.warns(UserWarning, match=r"'weight' \(1 of 3 units, which do not vary\)"):
+        minibatch_init_(layer, inputs)
+    assert all(torch.equal(value[1], before[key][1]) for key, value in layer.state_dict().items())
+    torch.testing.assert_close(layer(inputs)[:, ::2].std(0, correction=0), torch.ones(2), rtol=1e-3, atol=0)
 
 
 def _train(model, network, inputs):

@@ -278,7 +278,8 @@ def test_an_output_that_belongs_to_the_layer_is_not_written_to():
 
     layer, inputs = Remembering(4, 4), torch.randn(32, 4)
     expected = nn.functional.linear(inputs, layer.weight)
-    minibatch_init_(layer, inputs)
+    with pytest.warns(UserWarning, match=r"'0\.weight' \(scaling it leaves the layer's output unchanged\)"):
+        minibatch_init_(nn.Sequential(layer, nn.Linear(4, 4)), inputs)
     torch.testing.assert_close(layer.first, expected)
 
 
@@ -289,9 +290,9 @@ def test_no_hook_is_left_whether_a_layer_was_reached_or_not_or_refused(gradients
     def refused():
         with rescale_on_first_forward(model), torch.set_grad_enabled(gradients):
             model[0](torch.randn(8, 4))
-            model[1](torch.zeros(8, 4))
+            model[1](torch.full((8, 4), torch.inf))
 
-    with pytest.raises(ValueError, match=r"of '1\.weight' are zero"):
+    with pytest.raises(ValueError, match=r"those of '1\.weight' are NaN or infinite"):
         refused()
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model)
 
