@@ -33,7 +33,12 @@ def biases():
 def test_it_is_off_unless_asked_for(lcw, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", lcw.config, "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["edge_of_chaos_init"] == {"weights": "none", "q": 1.0}
+    assert yaml.safe_load(capsys.readouterr().out)["edge_of_chaos_init"] == {
+        "weights": "none",
+        "q": 1.0,
+        "include": ["*"],
+        "exclude": [],
+    }
 
 
 def test_fit_trains_what_it_draws(lcw):
