@@ -28,6 +28,7 @@ _MODULES = {
     "analyze": "analysis.analyze",
     "centered_weight_norm": "constraints.normalizations",
     "constrain": "constraints.constrain",
+    "convert_": "initialization.convert",
     "edge_of_chaos_init_": "initialization.edge_of_chaos",
     "fold": "constraints.fold",
     "linearly_constrained": "constraints.zero_sum",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from lcw_lightning.data.vision import CIFAR100 as CIFAR100
     from lcw_lightning.data.vision import MNIST as MNIST
     from lcw_lightning.data.vision import FashionMNIST as FashionMNIST
+    from lcw_lightning.initialization.convert import convert_ as convert_
     from lcw_lightning.initialization.edge_of_chaos import edge_of_chaos_init_ as edge_of_chaos_init_
     from lcw_lightning.initialization.minibatch import minibatch_init_ as minibatch_init_
     from lcw_lightning.models.deep_cnn import DeepCNN as DeepCNN

@@ -6,6 +6,7 @@
     python -m tools.reproduce fig5 --report                 print tables, put them into README.md, draw curves
     python -m tools.reproduce sparse --networks sparse_mlp100 --methods 'ReLU_tau*' 'CReLU_*_0.7*' --device cpu cpu
     python -m tools.reproduce preflight                     Monte Carlo of sparse activations at initialization
+    python -m tools.reproduce convert --data-dir FOLDER     accuracy before and after a trained network is converted
     python -m tools.reproduce figures --data FOLDER         the paper's Figures 1 to 4
 
 sparse is the sparsity paper's Table 2, with plain weights and with LCW: short runs choose each method's learning rate,
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tools.records import RESULTS
-from tools.reproduce import digits
+from tools.reproduce import convert, digits
 from tools.reproduce.paper import figures, train
 from tools.reproduce.paper.grids import GRIDS
 from tools.reproduce.sparse import preflight, stages
@@ -50,6 +51,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
     add_report(add("digits", digits, "digits"))
     add_report(add("preflight", preflight, "sparse"))
+    command = add("convert", convert, "convert")
+    convert.add_options(command)
+    add_report(command)
     for name, grid in GRIDS.items():
         command = add(name, train, name)
         train.add_options(command, grid)

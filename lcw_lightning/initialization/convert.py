@@ -1,0 +1,156 @@
+"""Constrain a trained network, and keep what it does: biases take what the constraint takes from the weights."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcw_lightning.constraints.constrain import constrain_as_planned
+from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, kind_of
+from lcw_lightning.constraints.plan import plan_constraints
+from lcw_lightning.constraints.registration import right_inverse
+from lcw_lightning.initialization.mean_restoration import MeanRestoration, exchanged, forget_cached_weights
+from lcw_lightning.observation.compiled import eager_mode
+from lcw_lightning.weights.restoring import restored, undisturbed
+from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.weight_ref import WeightRef
+
+__all__ = ["convert_"]
+
+
+def convert_(
+    model: nn.Module,
+    *inputs: Any,
+    kind: Kind = "lcw",
+    method: Method = "parametrize",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> nn.Module:
+    r"""Constrain a trained network in place, and give each bias what the constraint takes from the mean preactivation.
+
+    :func:`~lcw_lightning.constrain` projects the weights (:math:`W \to \tilde W`), and so shifts the mean of every
+    preactivation :math:`z = W a + b`: a trained network no longer does what it did. Here the model runs twice as
+    ``model(*inputs)``: as it is, which gives the mean :math:`E[z_i]` of each unit over samples and positions, then with
+    constrained weights, where each layer, before it runs, gets
+
+    .. math:: b_i \leftarrow b_i + E[z_i] - E[\tilde z_i], \qquad \tilde z = \tilde W \tilde a + b.
+
+    Here :math:`\tilde a` is the layer's input in the second run, which the converted layers before it compute. So the
+    bias takes :math:`(w_i - \tilde w_i)^\top E[a]`, which the layer's own projection takes, and also
+    :math:`\tilde w_i^\top (E[a] - E[\tilde a])`, by which the layers before have moved its mean input: they keep their
+    mean preactivations, but not the mean of a nonlinear function of them. With the mean input of the untouched network
+    such differences would add up with depth. On these inputs every mean preactivation is then that of the untouched
+    network. Deviations from the mean are what the projected weights make of them.
+
+    Both runs are in evaluation mode, since that is what a trained network does: BatchNorm uses its running statistics,
+    dropout is off. They draw the same random numbers. Modes, buffers (but for running means, see below) and random
+    number generators do not change, and if a run fails, nothing does. A second call changes nothing.
+
+    - *BatchNorm.* The running mean of one that is not frozen follows the mean of its input, where that has moved:
+      behind a layer without a bias, a residual sum of such layers, or an activation.
+    - *Several calls* of one layer: its bias gets the mean over all calls of what the projection takes from them, on the
+      inputs of the untouched network. No bias restores the mean of each call.
+    - *Attention*: the biases of query, key, value and output. *Bilinear*: by its output. *Recurrent* layers and cells:
+      the part of the input in each gate (a cell's state too), by ``bias_ih``; the mean is over all time steps, padding
+      included. What the projection takes from the recurrent weights and from the upper layers of a stack is not made up
+      for, since a call does not show their inputs.
+    - *Kinds*: ``cwn`` takes what ``lcw`` does, ``wn`` nothing. ``sn`` divides by the largest singular value: means are
+      restored, deviations from them stay divided.
+
+    Under an initialized :mod:`torch.distributed` default group every rank must call this function; the means are those
+    over all ranks' inputs.
+
+    Args:
+        model: A trained network. Frozen weights and biases stay as they are.
+        inputs: Inputs of the model's forward; a few hundred samples of the training data.
+        kind: As in :func:`~lcw_lightning.constrain`.
+        method: As in :func:`~lcw_lightning.constrain`.
+        include: Glob patterns on names ``layer.weight``.
+        exclude: Glob patterns on the same names, of layers to leave alone.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: In the cases of :func:`~lcw_lightning.constrain`, or a mean preactivation is NaN or infinite. The
+            model is not changed then.
+
+    Warns:
+        UserWarning: Weights were left out, as by ``constrain``; or weights were constrained whose layer has no bias
+            that could restore the mean, with their names.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> network, images = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(128, 64)
+        >>> before = network(images).mean(dim=0)
+        >>> torch.allclose(convert_(network, images)(images).mean(dim=0), before, atol=1e-6)
+        True
+    """
+    plan = plan_constraints(model, kind, include, exclude, method)
+    if kind == "none":
+        return model
+    plan.check()
+    values = {ref: _value_under(ref, kind) for ref in plan.weights.values() if kind_of(ref) == "none"}
+    means = MeanRestoration(model, plan.weights, values)
+    if values:
+        with torch.no_grad(), restored(model), _evaluating(model), eager_mode:
+            with undisturbed(model), _hooked(means.shown, means.record):
+                model(*inputs)
+            with undisturbed(model), exchanged(values), _hooked(means.shown, means.restore, means.note_output):
+                model(*inputs)
+    constrain_as_planned(model, plan, kind, method)
+    with torch.no_grad():
+        for tensor, value in means.changes:
+            tensor.copy_(value)
+    forget_cached_weights()
+    if plan.left_out:
+        warnings.warn(plan.summary, stacklevel=2)
+    if lacking := _by_reason(means.obstacles):
+        warnings.warn(f"convert_: mean preactivations are not restored of {lacking}.", stacklevel=2)
+    return model
+
+
+@torch.no_grad()
+def _value_under(ref: WeightRef, kind: Kind) -> Tensor:
+    """Return the value that a plain weight will have under a constraint, which starts from its present one."""
+    constraint = PARAMETRIZATIONS[kind](ref.value, ref.transposed_groups)
+    value: Tensor = constraint(*right_inverse(constraint, ref.value).values())
+    return value.clone()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put all modules in evaluation mode within the block, without calls of their own ``train`` or ``eval``."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _hooked(
+    layers: Iterable[nn.Module], before: Callable[..., None], after: Callable[..., None] | None = None
+) -> Iterator[None]:
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    handles += [layer.register_forward_hook(after) for layer in layers if after]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_reason(obstacles: Mapping[str, str]) -> str:
+    """Return the names by the reason, in words."""
+    names: dict[str, list[str]] = {}
+    for name, reason in obstacles.items():
+        if reason:
+            names.setdefault(reason, []).append(name)
+    return ", ".join(f"{listed(of_reason)} ({reason})" for reason, of_reason in names.items())
