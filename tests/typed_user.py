@@ -30,6 +30,7 @@ from lcw_lightning import (
     analyze,
     centered_weight_norm,
     constrain,
+    convert_,
     edge_of_chaos_init_,
     fold,
     linearly_constrained,
@@ -101,6 +102,10 @@ def make_classifier() -> ImageClassifier:
     register_layer_type(type(network.output), weight="weight", unit_dim=0)
     left_out: dict[str, str] = plan_constraints(network, "lcw", exclude=["output.*"]).left_out
     assert left_out == {}
+    trained: nn.Module = convert_(
+        network, torch.rand(16, 1, 8, 8), kind="lcw", method="parametrize", exclude=["output.*"]
+    )
+    assert trained is network
     minibatch_init_(network, torch.rand(16, 1, 8, 8), target_std=1.0, granularity="unit")
     batch = (torch.rand(16, 1, 8, 8), torch.randint(10, (16,)))
     report = analyze(network, batch, loss=nn.functional.cross_entropy, include=["*"], exclude=())

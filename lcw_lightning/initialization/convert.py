@@ -31,34 +31,33 @@ def convert_(
 ) -> nn.Module:
     r"""Constrain a trained network in place, and give each bias what the constraint takes from the mean preactivation.
 
-    :func:`~lcw_lightning.constrain` projects the weights (:math:`W \to \tilde W`), and so shifts the mean of every
+    :func:`~lcw_lightning.constrain` projects the weights, :math:`W \to \tilde W`, which moves the mean of every
     preactivation :math:`z = W a + b`: a trained network no longer does what it did. Here the model runs twice as
-    ``model(*inputs)``: as it is, which gives the mean :math:`E[z_i]` of each unit over samples and positions, then with
-    constrained weights, where each layer, before it runs, gets
+    ``model(*inputs)``. The first run, as it is, gives the mean :math:`E[z_i]` of each unit over samples and positions.
+    In the second, with constrained weights, each layer gets its new bias just before it runs:
 
-    .. math:: b_i \leftarrow b_i + E[z_i] - E[\tilde z_i], \qquad \tilde z = \tilde W \tilde a + b.
+    .. math:: b_i \leftarrow b_i + E[z_i] - E[\tilde z_i], \qquad \tilde z = \tilde W \tilde a + b,
 
-    Here :math:`\tilde a` is the layer's input in the second run, which the converted layers before it compute. So the
-    bias takes :math:`(w_i - \tilde w_i)^\top E[a]`, which the layer's own projection takes, and also
-    :math:`\tilde w_i^\top (E[a] - E[\tilde a])`, by which the layers before have moved its mean input: they keep their
-    mean preactivations, but not the mean of a nonlinear function of them. With the mean input of the untouched network
-    such differences would add up with depth. On these inputs every mean preactivation is then that of the untouched
-    network. Deviations from the mean are what the projected weights make of them.
+    where :math:`\tilde a` is its input in the second run, which layers that are converted already compute. So the bias
+    takes :math:`(w_i - \tilde w_i)^\top E[a]`, the work of the layer's own projection, and
+    :math:`\tilde w_i^\top (E[a] - E[\tilde a])`. The latter is there because the layers before keep the means of their
+    preactivations, but not the means of nonlinear functions of them, which are this layer's inputs. With the mean input
+    of the untouched network alone these differences would add up over depth. On these inputs every mean preactivation
+    is then that of the untouched network. The deviations from it are what projected weights make of the inputs.
 
-    Both runs are in evaluation mode, since that is what a trained network does: BatchNorm uses its running statistics,
-    dropout is off. They draw the same random numbers. Modes, buffers (but for running means, see below) and random
-    number generators do not change, and if a run fails, nothing does. A second call changes nothing.
+    Both runs are in evaluation mode, since it is there that a trained network is used: BatchNorm takes its running
+    statistics, and dropout is off. Both draw the same random numbers. Modes, buffers (except running means, see below)
+    and random number generators do not change. If a run fails, nothing changes. A second call changes nothing.
 
-    - *BatchNorm.* The running mean of one that is not frozen follows the mean of its input, where that has moved:
-      behind a layer without a bias, a residual sum of such layers, or an activation.
-    - *Several calls* of one layer: its bias gets the mean over all calls of what the projection takes from them, on the
-      inputs of the untouched network. No bias restores the mean of each call.
-    - *Attention*: the biases of query, key, value and output. *Bilinear*: by its output. *Recurrent* layers and cells:
-      the part of the input in each gate (a cell's state too), by ``bias_ih``; the mean is over all time steps, padding
-      included. What the projection takes from the recurrent weights and from the upper layers of a stack is not made up
-      for, since a call does not show their inputs.
+    - *BatchNorm.* The running mean of one that is not frozen follows the mean of its input, where that still moves:
+      behind a layer without a bias, a sum of such layers' outputs, or an activation.
+    - *A layer that is called several times*, such as a recurrent cell: no bias restores the mean of each call. It gets
+      the mean over all calls of what the projection takes from them, on the inputs of the untouched network.
+    - *Attention*: the biases of query, key, value and output. *Bilinear*: by its output. *RNN, LSTM, GRU*: the input's
+      and the recurrent part of each gate have a bias each, in every layer and direction; means are over all steps,
+      padding included unless sequences are packed. As the state follows its bias, that is found by iteration.
     - *Kinds*: ``cwn`` takes what ``lcw`` does, ``wn`` nothing. ``sn`` divides by the largest singular value: means are
-      restored, deviations from them stay divided.
+      restored, deviations from them remain divided.
 
     Under an initialized :mod:`torch.distributed` default group every rank must call this function; the means are those
     over all ranks' inputs.

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
+from lcw_lightning.initialization.recurrent_inputs import WEIGHT, recurrent_input
 from lcw_lightning.initialization.rescaling import computes_as_torch, preactivation_moments
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.weights.restoring import undisturbed
@@ -17,18 +19,15 @@ from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["NormInput", "Preactivation", "norm_inputs", "preactivations"]
 
-_OUTPUT = [("", "bias", 0)]
 _MULTIPLIED = {
     "weight_ih": [("input", "bias_ih", 0)],
     "weight_hh": [("hx", "bias_hh", 0)],
-    "weight_ih_l0": [("input", "bias_ih_l0", 0)],
-    "weight_ih_l0_reverse": [("input", "bias_ih_l0_reverse", 0)],
     "in_proj_weight": [("query", "in_proj_bias", 0), ("key", "in_proj_bias", 1), ("value", "in_proj_bias", 2)],
     "q_proj_weight": [("query", "in_proj_bias", 0)],
     "k_proj_weight": [("key", "in_proj_bias", 1)],
     "v_proj_weight": [("value", "in_proj_bias", 2)],
 }
-"""By weight of a recurrent layer or of attention: the argument that it multiplies, the bias, and which third of it."""
+"""By weight of a recurrent cell or of attention: the argument that it multiplies, the bias, and which third of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +62,11 @@ class Preactivation:
         """Whether the layer's forward is not torch's, so that its bias may do anything."""
         return self.ref.is_observable and not computes_as_torch(self.ref)
 
+    @property
+    def feeds_back(self) -> bool:
+        """Whether the bias moves what the weight multiplies: the states of a recurrent layer."""
+        return isinstance(self.layer, nn.RNNBase) and "_hh_" in self.ref.name
+
     def mean(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Return the mean of each unit in a call, shape ``(units,)``; None if the call has no tensor to show it.
 
@@ -76,8 +80,10 @@ class Preactivation:
                 output = self.layer.forward(*args, **kwargs)
             return _mean(output, self.ref.channel_dim if self.ref.is_observable else -1, self.name)
         units, given = self.ref.units.double(), _given(self.layer, self.argument, args, kwargs)
+        if isinstance(self.layer, nn.RNNBase) and given is not None:
+            given = recurrent_input(self.layer, self.ref.name, given, _given(self.layer, "hx", args, kwargs))
         rows = units.chunk(3)[self.third] if self.ref.name == "in_proj_weight" else units
-        if given is None:  # the state of a recurrent cell, which starts at zero
+        if given is None and self.argument == "hx":  # the state of a recurrent cell starts at zero
             return rows.new_zeros(len(rows))
         mean = _mean(given, -1, self.name)
         return None if mean is None else rows @ mean
@@ -119,21 +125,21 @@ class NormInput:
         mean, variance = self.layer.running_mean, self.layer.running_var
         assert mean is not None
         assert variance is not None
-        moved = moved.where(moved.abs() > 1e-5 * (variance.double() + self.layer.eps).sqrt(), 0.0)
+        rounding = 8 * torch.finfo(mean.dtype).eps * (variance.double() + self.layer.eps).sqrt()
+        moved = moved.where(moved.abs() > rounding, 0.0)
         mean.copy_(mean.double() + moved)
         return (mean, mean.clone()) if moved.any() else None
 
 
 def preactivations(model: nn.Module, weights: Mapping[str, WeightRef]) -> list[Preactivation]:
-    """Return what calls of layers show of these weights, in the order of the modules; nothing of those inside RNNs."""
+    """Return what calls of layers show of these weights, in the order of the modules."""
     names, places = {ref: name for name, ref in weights.items()}, parameter_places(model)
     shown = []
     for observed in observed_layers(model).values():
         for own_name, ref in observed.weights.items():
             if ref not in names:
                 continue
-            is_output = ref.is_observable or isinstance(ref.layer, nn.Bilinear) or own_name == "out_proj.weight"
-            for argument, bias_name, third in _OUTPUT if is_output else _MULTIPLIED.get(own_name, ()):
+            for argument, bias_name, third in _views(ref, own_name):
                 bias = ref.layer._parameters.get(bias_name)
                 obstacle = _obstacle(bias, places)
                 view = None if bias is None or obstacle else bias.detach()
@@ -141,6 +147,15 @@ def preactivations(model: nn.Module, weights: Mapping[str, WeightRef]) -> list[P
                     view = view.chunk(3)[third]
                 shown.append(Preactivation(names[ref], ref, observed.layer, argument, third, view, obstacle))
     return shown
+
+
+def _views(ref: WeightRef, own_name: str) -> list[tuple[str, str, int]]:
+    """Return for each preactivation of a weight: the argument that shows it, the bias, and which third of it."""
+    if ref.is_observable or isinstance(ref.layer, nn.Bilinear) or own_name == "out_proj.weight":
+        return [("", "bias", 0)]
+    if isinstance(ref.layer, nn.RNNBase) and WEIGHT.fullmatch(own_name):
+        return [("input", own_name.replace("weight", "bias"), 0)]
+    return _MULTIPLIED.get(own_name, [])
 
 
 def norm_inputs(model: nn.Module) -> list[NormInput]:

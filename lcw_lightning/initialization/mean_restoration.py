@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lcw_lightning.compat import clear_cached_weights, is_transformed
+from lcw_lightning.initialization.anderson import find_root
 from lcw_lightning.initialization.mean_preactivations import NormInput, Preactivation, norm_inputs, preactivations
 from lcw_lightning.weights.weight_ref import WeightRef
 
@@ -53,7 +54,7 @@ class MeanRestoration:
             if (mean := one.mean(args, kwargs)) is None:
                 continue
             with exchanged({ref: self.values[ref] for ref in one.refs if ref in self.values}):
-                moved = cast(Tensor, one.mean(args, kwargs)) - mean
+                moved = cast(Tensor, one.mean(args, kwargs)) - mean  # for layers that are called several times
             calls, *sums = self.recorded.get(one, (0, torch.zeros_like(mean), torch.zeros_like(mean)))
             self.recorded[one] = _Recorded(calls + 1, sums[0] + mean, sums[1] + moved)
 
@@ -66,7 +67,10 @@ class MeanRestoration:
             if (now := one.mean(args, kwargs)) is None or one not in self.recorded:
                 continue
             calls, mean, moved = self.recorded[one]
-            self._shift(one, now - mean if calls == 1 else moved / calls, now, args, kwargs)
+            if isinstance(one, Preactivation) and one.feeds_back and calls == 1:
+                self._settle(one, mean, args, kwargs)
+            else:
+                self._shift(one, now - mean if calls == 1 else moved / calls, now, args, kwargs)
             if isinstance(one, NormInput) and calls == 1:
                 self._note_norm(one.given(args, kwargs))
 
@@ -97,15 +101,32 @@ class MeanRestoration:
         else:
             self.changes.append(change)
 
+    def _settle(self, one: Preactivation, mean: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Restore the mean of recurrent weights times states, which the bias moves too."""
+        self._note(one, one.obstacle)
+        if one.bias is None:
+            return
+        start = one.bias.double().clone()
+
+        def missed(shift: Tensor) -> Tensor:
+            cast(Tensor, one.bias).copy_(start + shift)
+            return cast(Tensor, one.mean(args, kwargs)) - mean + shift
+
+        tolerance = torch.finfo(one.bias.dtype).eps ** 0.75 * (1 + mean.abs().max().item())
+        if (shift := find_root(missed, torch.zeros_like(mean), tolerance)) is None:
+            one.bias.copy_(start)
+            self._note(one, "a recurrence that does not settle")
+        else:
+            self.changes.append((one.bias, (start + shift).to(one.bias.dtype)))
+
     def _note(self, one: Preactivation | NormInput, obstacle: str) -> None:
         if one.name in self.obstacles and one.refs:
             self.obstacles[one.name] = obstacle
 
     def _note_norm(self, given: Tensor) -> None:
         one, version = self.unrestored_outputs.get(given, (None, 0))
-        if (
-            one is not None and given._version == version
-        ):  # changed in place it is another tensor, such as that of a ReLU
+        # Changed in place since, by a ReLU for one, it is no longer the layer's output.
+        if one is not None and given._version == version:
             self._note(one, "")
 
 

@@ -43,7 +43,7 @@ def trained(model):
 
 
 def convolutional():
-    """Convolutions (grouped, depthwise, transposed, in a residual branch), and linear layers on sequences and vectors."""
+    """Convolutions (grouped, depthwise, transposed, in a residual branch), and linear layers on two axes."""
     return trained(
         nn.Sequential(
             *(
@@ -283,6 +283,21 @@ def test_attention_keeps_the_means_of_its_four_projections(settings):
     assert (means(projected) - means(plain)).abs().max() > 0.05
 
 
+class OwnAttention(nn.MultiheadAttention):
+    """Somebody's, whose arguments have other names."""
+
+    def forward(self, x):
+        return super().forward(x, x, x)
+
+
+def test_attention_whose_arguments_have_other_names_is_named():
+    model, inputs = trained(OwnAttention(8, 2)), torch.rand(7, 4, 8).double()
+    before = model(inputs)[0].mean((0, 1))
+    with pytest.warns(UserWarning, match=r"of 'in_proj_weight' \(not seen in a call of its layer\)\.$"):
+        convert_(model, inputs)
+    torch.testing.assert_close(model(inputs)[0].mean((0, 1)), before)  # by the bias of the output
+
+
 def test_a_transformer_layer_keeps_its_means():
     layer = trained(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     inputs = torch.rand(4, 7, 8).double()
@@ -436,6 +451,38 @@ def test_under_autocast_the_runs_use_the_weights_of_the_moment():
     with torch.no_grad():
         assert (projected(inputs).mean(0) - plain(inputs).mean(0)).abs().max() > 0.05
     assert (after - before).abs().max() < 0.01
+
+
+def test_a_compiled_network_is_converted_like_a_plain_one():
+    model = convolutional()
+    plain = convert_(copy.deepcopy(model), IMAGES)
+    convert_(torch.compile(model, backend="eager"), IMAGES)
+    assert largest_difference(mean_outputs(model, IMAGES), mean_outputs(plain, IMAGES)) == 0
+
+
+def on_rank(rank):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    return convert_(trained(model), batches()[rank]).state_dict()
+
+
+def batches():
+    samples = torch.randn(72, 6, generator=torch.Generator().manual_seed(1)).double()
+    return samples[:8], samples[8:] + 1
+
+
+def test_two_ranks_act_on_the_union_of_their_batches_and_end_bit_equal(on_two_ranks):
+    first, second = on_two_ranks(on_rank)
+    assert all(value.equal(second[name]) for name, value in first.items())
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    alone = convert_(trained(model), torch.cat(batches())).state_dict()
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    control = convert_(trained(model), batches()[0]).state_dict()
+    assert (control["3.bias"] - first["3.bias"]).abs().max() > 1e-3
 
 
 def test_what_is_converted_folds_and_trains():
