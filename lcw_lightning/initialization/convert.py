@@ -42,7 +42,7 @@ def convert_(
     takes :math:`(w_i - \tilde w_i)^\top E[a]`, the work of the layer's own projection, and
     :math:`\tilde w_i^\top (E[a] - E[\tilde a])`. The latter is there because the layers before keep the means of their
     preactivations, but not the means of nonlinear functions of them, which are this layer's inputs. With the mean input
-    of the untouched network alone these differences would add up over depth. On these inputs every mean preactivation
+    of the untouched network alone these differences would remain. On these inputs every mean preactivation
     is then that of the untouched network. The deviations from it are what projected weights make of the inputs.
 
     Both runs are in evaluation mode, since it is there that a trained network is used: BatchNorm takes its running

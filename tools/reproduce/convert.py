@@ -97,9 +97,14 @@ EXPERIMENTS = {
     "mlp": Experiment("digits, 4-layer ReLU MLP", digits, mlp, ADAM, epochs=20, batch_size=64),
     "cnn": Experiment("digits, CNN with one BatchNorm", digits, cnn, ADAM, epochs=20, batch_size=64),
     "vgg19": Experiment(
-        "CIFAR-10, VGG19, width 8", cifar10, partial(VGG19, width=8, hidden_width=64, dropout=0.0), SGD, 5, 128
+        "VGG19, width 8: 5 epochs on 10,000 images of CIFAR-10",
+        cifar10,
+        partial(VGG19, width=8, hidden_width=64, dropout=0.0),
+        SGD,
+        5,
+        128,
     ),
-    "resnet18": Experiment("CIFAR-10, PreActResNet18, width 8", cifar10, partial(PreActResNet18, width=8), SGD, 5, 128),
+    "resnet18": Experiment("PreActResNet18, width 8: the same", cifar10, partial(PreActResNet18, width=8), SGD, 5, 128),
 }
 
 
