@@ -13,11 +13,12 @@ from typing_extensions import override
 from lcw_lightning.callbacks.constraint_checks import (
     averagings_before,
     check_averaging,
+    check_nothing_dropped,
     check_optimizers,
-    check_projected_still,
     check_strategy,
     check_trained_alike,
     is_complete,
+    load_optimizers,
     loads_after_wrapping,
     waits_for_configure_model,
 )
@@ -128,6 +129,7 @@ class ConstraintCallback(Callback):
         self._overrides.add(pl_module, "load_state_dict", partial(load_all_or_nothing, pl_module))
         self._overrides.add(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
         self._overrides.add(pl_module, "on_save_checkpoint", partial(_save_with_constraints, pl_module))
+        self._overrides.add(trainer.strategy, "load_optimizer_state_dict", partial(load_optimizers, trainer))
         self._is_loaded = False
         if trainer.state.fn != TrainerFn.FITTING:
             if trainer.ckpt_path is not None and loads_after_wrapping(trainer):
@@ -168,8 +170,7 @@ class ConstraintCallback(Callback):
         if self.kind != "none" and not self._is_loaded:
             warn_of_plain_weights(self._plan(pl_module))
 
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
+    on_test_start = on_predict_start = on_validation_start
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -206,8 +207,7 @@ class ConstraintCallback(Callback):
         if resumed:
             check_trained_alike(pl_module, record, checkpoint)
         load(checkpoint)
-        if resumed:
-            check_projected_still(pl_module, record)  # after the module's own hook, which may restore the constraint
+        check_nothing_dropped(pl_module, record, resumed)  # after the module's own hook, which may restore constraints
         self._new = []
         if self.kind == "none" and not self._found:
             warn_of_constraints(pl_module)

@@ -1,6 +1,6 @@
 """Check that a run can keep a constraint: when its layers are built, what copies it, what trains its weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,11 +20,12 @@ from lcw_lightning.weights.weight_ref import named_weights
 __all__ = [
     "averagings_before",
     "check_averaging",
+    "check_nothing_dropped",
     "check_optimizers",
-    "check_projected_still",
     "check_strategy",
     "check_trained_alike",
     "is_complete",
+    "load_optimizers",
     "loads_after_wrapping",
     "waits_for_configure_model",
 ]
@@ -72,8 +73,16 @@ def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule
     """Raise unless an optimizer trains every constrained weight; the ``new`` ones were constrained in this run.
 
     Raises:
-        ValueError: No optimizer trains one of them, or its optimizer has stepped before the weight was constrained.
+        ValueError: No optimizer trains one of them, its optimizer has stepped before the weight was constrained, or the
+            optimizer was restored from one of another class.
     """
+    for optimizer in optimizers:
+        if missing := optimizer.defaults.keys() - optimizer.param_groups[0].keys():
+            raise ValueError(
+                f"{type(optimizer).__name__} needs the settings {listed(sorted(missing))}, which the checkpoint's "
+                "optimizer did not have: resume with the optimizer of the run, or load its weights alone, and fit "
+                "without ckpt_path."
+            )
     states = {p: o.state.get(p, {}) for o in optimizers for group in o.param_groups for p in group["params"]}
     weights = {name: ref for name, ref in named_weights(pl_module).items() if kind_of(ref) != "none"}
     trained = {name: [p for p in ref.parameters if p.requires_grad] for name, ref in weights.items()}
@@ -89,6 +98,22 @@ def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule
                 f"the optimizer of {name!r} has stepped before the weight was constrained, so its state does not fit; "
                 "make a new one in configure_optimizers()."
             )
+
+
+def load_optimizers(trainer: Trainer, load: Callable[..., None], checkpoint: Mapping[str, Any]) -> None:
+    """Restore the optimizers, or say which do not fit.
+
+    Raises:
+        ValueError: The checkpoint holds the state of other optimizers.
+    """
+    try:
+        load(checkpoint)
+    except (KeyError, TypeError, ValueError) as error:
+        kinds = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+        raise ValueError(
+            f"the checkpoint's optimizer state does not fit {kinds} ({type(error).__name__}: {error}); resume with the "
+            "optimizer of the run, or load its weights alone, and fit without ckpt_path."
+        ) from error
 
 
 def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: Mapping[str, Any]) -> None:
@@ -117,12 +142,26 @@ def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: 
         )
 
 
-def check_projected_still(pl_module: LightningModule, record: Record) -> None:
-    """Raise unless the resuming run constrains all weights that the checkpoint's run constrained by projection.
+def check_nothing_dropped(pl_module: LightningModule, record: Record, resumed: bool) -> None:
+    """Raise if a weight that the checkpoint's run constrained is plain here, and loading alone would not fail.
 
     Raises:
-        ValueError: A weight is left plain. Its keys are those of a plain weight, so loading alone would not fail.
+        ValueError: ``strict_loading`` is off, so that torch would drop coordinates; or the run resumes with a weight
+            plain that projection held, whose keys are those of a plain weight.
     """
+    if resumed:
+        _check_projected_still(pl_module, record)
+    weights = named_weights(pl_module)
+    dropped = [name for name in record.parametrized if name in weights and kind_of(weights[name]) == "none"]
+    if dropped and not pl_module.strict_loading:
+        raise ValueError(
+            f"the checkpoint's run constrained {listed(dropped)}, and this one leaves them plain, so that "
+            "strict_loading=False would drop them; constrain them too, or start from plain weights: "
+            "fold(load_from_checkpoint(...))."
+        )
+
+
+def _check_projected_still(pl_module: LightningModule, record: Record) -> None:
     here = constrained_weights(pl_module)
     if dropped := [name for name in record.projected if name not in here]:
         raise ValueError(

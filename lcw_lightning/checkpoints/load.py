@@ -130,7 +130,9 @@ def _plain_state_dict(record: Record, state_dict: dict[str, Tensor]) -> dict[str
         constraint = PARAMETRIZATIONS[saved.kind](weight, saved.transposed_groups).eval()
         originals, buffers = right_inverse(constraint, weight), dict(constraint.named_buffers())
         wanted = {**originals, **{f"0.{buffer}": value for buffer, value in buffers.items()}}
-        if {part: value.shape for part, value in held.items()} != {part: value.shape for part, value in wanted.items()}:
+        if not all(isinstance(value, Tensor) for value in held.values()) or (
+            {part: value.shape for part, value in held.items()} != {part: value.shape for part, value in wanted.items()}
+        ):
             shape = list(saved.weight_shape)
             raise ValueError(f"the checkpoint is broken: its coordinates of {name!r} give no weight of shape {shape}.")
         constraint.load_state_dict({buffer: held[f"0.{buffer}"] for buffer in buffers}, assign=True)

@@ -2,12 +2,35 @@
 
 import os
 import re
-from typing import Any
+import zipfile
+from typing import IO, Any
 
 import fsspec
 import torch
 
-__all__ = ["read_checkpoint"]
+__all__ = ["check_crcs", "read_checkpoint"]
+
+
+def check_crcs(file: IO[bytes], path: str) -> None:
+    """Raise if a zip file, as torch writes it, holds bytes other than those that were written; torch does not look.
+
+    Raises:
+        ValueError: The check sum of a record differs, or the archive is broken.
+    """
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except Exception as error:  # zipfile may raise anything on other bytes
+            damaged = str(error)
+        if damaged is not None:
+            raise ValueError(
+                f"{path!r} is damaged: the check sum (CRC) of its record {damaged!r} differs. Take another checkpoint. "
+                "(A file that torch.serialization.set_crc32_options(False) wrote has no check sums: load it with torch "
+                "and save it again with the option on.)"
+            )
+    file.seek(0)
 
 
 def read_checkpoint(
@@ -33,9 +56,10 @@ def read_checkpoint(
     if "://" not in path and not os.path.isfile(path):
         raise FileNotFoundError(f"there is no checkpoint {path!r}; runs keep theirs in <log folder>/checkpoints.")
     with fsspec.open(path, "rb") as file:
+        check_crcs(file, path)
         try:
             checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=weights_only)
-            whole = "state_dict" in checkpoint and "pytorch-lightning_version" in checkpoint
+            whole = isinstance(checkpoint.get("state_dict"), dict) and "pytorch-lightning_version" in checkpoint
         except Exception as error:  # torch.load may raise anything on other bytes
             if named := re.search(r"GLOBAL (\S+)", str(error)):
                 raise ValueError(

@@ -1,6 +1,6 @@
 """The rivals of linearly constrained weights (Kutsuna, Section 5): weight, centered weight, spectral normalization."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,19 @@ class WeightNorm(Constraint, TorchWeightNorm):
     """
 
     has_gains = True
+    _version = 2  # 1 is torch's own, and that of both kinds in older files
+
+    @override
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        saved = local_metadata.get("version", 1)
+        if saved not in (1, self._version):
+            kind, other = ("wn", "cwn") if saved == WeightNorm._version else ("cwn", "wn")
+            args[-1].append(
+                f"{prefix.removesuffix('.')} is of kind {other!r}, the state dict of kind {kind!r}; take {kind!r}."
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     @override
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
@@ -58,6 +71,7 @@ class CenteredWeightNorm(WeightNorm):
     """
 
     sums_to_zero = True
+    _version = 3
 
     @override
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:

@@ -137,7 +137,12 @@ def remove_plain_weight_hooks(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any, name: str) -> None:
-    """Replace a plain ``weight`` in a state dict by the tensors that the constraint trains."""
+    """Replace a plain ``weight``, or that of the old weight_norm, by the tensors that the constraint trains."""
+    gains, directions = (state_dict.get(f"{prefix}{name}_{part}") for part in "gv")
+    if gains is not None and directions is not None:
+        del state_dict[f"{prefix}{name}_g"], state_dict[f"{prefix}{name}_v"]
+        dim = next((dim for dim, size in enumerate(gains.shape) if size > 1), 0)
+        state_dict[prefix + name] = torch._weight_norm(directions, gains, dim)
     plain = state_dict.get(prefix + name)
     if plain is None or not parametrize.is_parametrized(module, name):
         return

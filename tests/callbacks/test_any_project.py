@@ -232,3 +232,51 @@ def test_no_trainer_gets_a_callback_without_asking_for_it(make_trainer):
     groups = {entry.group for entry in distribution("lcw_lightning").entry_points}
     assert groups == {"console_scripts"}
     assert not any(type(callback).__module__.startswith("lcw_lightning") for callback in make_trainer().callbacks)
+
+
+def test_resuming_with_another_optimizer_says_so_and_leaves_the_module_as_it_was(
+    make_project, make_trainer, loader, tmp_path
+):
+    trainer = make_trainer(ConstraintCallback(), enable_checkpointing=True)
+    trainer.fit(make_project(), loader)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    project = make_project()
+    project.configure_optimizers = lambda: torch.optim.Adam(project.parameters(), lr=0.1)
+    before = {key: value.clone() for key, value in make_project().state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"optimizer state does not fit Adam \(KeyError: 'step'\); resume with the opt"
+    ):
+        make_trainer(ConstraintCallback(), max_epochs=2).fit(project, loader, ckpt_path=tmp_path / "run.ckpt")
+    held = project.state_dict()
+    assert torch.equal(held["head.bias"], before["head.bias"])
+    constrained = make_project()
+    constrain(constrained)
+    assert all(torch.equal(held[key], value) for key, value in constrained.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Found keys")
+@pytest.mark.parametrize("settings", [{"exclude": ["head.*"]}, {"kind": "none"}], ids=["exclude", "none"])
+def test_coordinates_are_not_dropped_where_loading_is_not_strict(
+    settings, make_project, make_trainer, loader, tmp_path
+):
+    trainer = make_trainer(ConstraintCallback(), enable_checkpointing=True)
+    trainer.fit(make_project(), loader)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    project = make_project()
+    project.strict_loading = False
+    with pytest.raises(
+        ValueError, match=r"'head\.weight'.* leaves them plain, so that strict_loading=False would drop"
+    ):
+        make_trainer(ConstraintCallback(**settings), max_epochs=2).fit(project, loader, ckpt_path=tmp_path / "run.ckpt")
+
+
+def test_resuming_an_adam_run_with_sgd_names_the_settings_that_are_missing(
+    make_project, make_trainer, loader, tmp_path
+):
+    trained, project = make_project(), make_project()
+    trained.configure_optimizers = lambda: torch.optim.Adam(trained.parameters(), lr=0.1)
+    trainer = make_trainer(ConstraintCallback(), enable_checkpointing=True)
+    trainer.fit(trained, loader)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    with pytest.raises(ValueError, match=r"SGD needs the settings 'dampening', .*resume with the optimizer of the run"):
+        make_trainer(ConstraintCallback(), max_epochs=2).fit(project, loader, ckpt_path=tmp_path / "run.ckpt")
