@@ -9,8 +9,9 @@ from typing_extensions import override
 
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
-from lcw_lightning.initialization.edge_of_chaos import draw_and_match_on_first_forward, new_drawing
+from lcw_lightning.initialization.edge_of_chaos import BY_HAND, draw_and_match_on_first_forward, new_drawing
 from lcw_lightning.initialization.outcome import Outcome
+from lcw_lightning.initialization.ranks import Meet
 
 __all__ = ["EdgeOfChaosInitCallback"]
 
@@ -40,13 +41,14 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
     Raises:
         ValueError: At setup, if a MinibatchInitCallback is active too; in the first batch, in the cases of
             :func:`~lcw_lightning.edge_of_chaos_init_`.
+        RuntimeError: In the first batch, on all ranks, if the first layer is not the same on all.
 
     Warns:
         UserWarning: None of the layers ran in the first batch, so none is matched to it; or a LearningRateFinder would
             test learning rates on weights that are not drawn yet.
     """
 
-    by_hand = "draw them with edge_of_chaos_init_(module, inputs)"
+    by_hand = BY_HAND
     if_missed = "they are drawn, but not matched to the data"
 
     def __init__(
@@ -72,10 +74,10 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
         return new_drawing()
 
     @override
-    def armed(self, module: LightningModule, outcome: Outcome) -> AbstractContextManager[KeysView[str]]:
+    def armed(self, module: LightningModule, outcome: Outcome, meet: Meet) -> AbstractContextManager[KeysView[str]]:
         assert self.weights != "none"
         settings = self.q, self.weights, self.include, self.exclude
-        return draw_and_match_on_first_forward(module, None, *settings, outcome)
+        return draw_and_match_on_first_forward(module, None, *settings, outcome, meet)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

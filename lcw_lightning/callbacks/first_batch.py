@@ -16,6 +16,7 @@ from lcw_lightning.callbacks.returned import Initialized, is_initialized_elsewhe
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.constraints.trained import trained_evidence
 from lcw_lightning.initialization.outcome import Outcome
+from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
 from lcw_lightning.weights.freshness import is_initialized, mark_initialized
 from lcw_lightning.weights.restoring import unless_it_fails
 from lcw_lightning.weights.selection import listed
@@ -45,6 +46,7 @@ class FirstBatchInit(Callback):
         self._is_done = False
         self._waiting: KeysView[str] | None = None  # the layers not yet reached, while armed
         self._outcome: Outcome | None = None  # what has been done so far, while armed
+        self._meet: Meet = alone  # compares the ranks' places, while armed
 
     @property
     def is_active(self) -> bool:
@@ -60,7 +62,7 @@ class FirstBatchInit(Callback):
         """Return an empty record of the initialization."""
         raise NotImplementedError
 
-    def armed(self, module: LightningModule, outcome: Outcome) -> AbstractContextManager[KeysView[str]]:
+    def armed(self, module: LightningModule, outcome: Outcome, meet: Meet) -> AbstractContextManager[KeysView[str]]:
         """Return the context in which layers initialize themselves; it yields the names of those not yet reached."""
         raise NotImplementedError
 
@@ -115,11 +117,13 @@ class FirstBatchInit(Callback):
         if self.is_active and not is_initialized(pl_module):
             self._unless_it_fails.enter_context(unless_it_fails(pl_module))
             self._outcome = self.new_outcome()
-            self._waiting = self._armed.enter_context(self.armed(pl_module, self._outcome))
+            self._meet = self._armed.enter_context(in_step(self.by_hand))
+            self._waiting = self._armed.enter_context(self.armed(pl_module, self._outcome, self._meet))
             self._num_armed = len(self._waiting)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._meet(END_OF_FORWARD)
         if self._outcome is not None:
             self._outcome.check()
         self._unless_it_fails.close()
@@ -130,6 +134,7 @@ class FirstBatchInit(Callback):
     ) -> None:
         if self._waiting is None:
             return
+        self._meet("at the end of the batch")
         if self._waiting and len(self._waiting) == self._num_armed:  # as when the module skips the batch
             self._disarm()
             return
@@ -163,3 +168,4 @@ class FirstBatchInit(Callback):
         self._armed.close()
         self._unless_it_fails.close()
         self._waiting = self._outcome = None
+        self._meet = alone

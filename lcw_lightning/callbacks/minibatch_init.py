@@ -8,8 +8,9 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
-from lcw_lightning.initialization.minibatch import new_outcome, rescale_on_first_forward
+from lcw_lightning.initialization.minibatch import BY_HAND, new_outcome, rescale_on_first_forward
 from lcw_lightning.initialization.outcome import Outcome
+from lcw_lightning.initialization.ranks import Meet
 
 __all__ = ["MinibatchInitCallback"]
 
@@ -41,13 +42,14 @@ class MinibatchInitCallback(FirstBatchInit):
     Raises:
         ValueError: At construction, for patterns that are no list. In the first batch, for a pattern that matches no
             weight, preactivations that are NaN or infinite, or if no layer can be rescaled.
+        RuntimeError: In the first batch, on all ranks, if they take different layers.
 
     Warns:
         UserWarning: The first batch did not reach some layers, which keep their weights; or a LearningRateFinder would
             test learning rates on weights that are not initialized yet.
     """
 
-    by_hand = "rescale them with minibatch_init_(module, inputs)"
+    by_hand = BY_HAND
     if_missed = "they keep the weights they had"
 
     def __init__(
@@ -73,7 +75,7 @@ class MinibatchInitCallback(FirstBatchInit):
         return new_outcome()
 
     @override
-    def armed(self, module: LightningModule, outcome: Outcome) -> AbstractContextManager[KeysView[str]]:
+    def armed(self, module: LightningModule, outcome: Outcome, meet: Meet) -> AbstractContextManager[KeysView[str]]:
         assert self.granularity != "none"
         settings = self.target_std, self.granularity, self.include, self.exclude
-        return rescale_on_first_forward(module, *settings, outcome)
+        return rescale_on_first_forward(module, *settings, outcome, meet)

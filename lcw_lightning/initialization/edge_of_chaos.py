@@ -16,6 +16,7 @@ from lcw_lightning.initialization.edge_of_chaos_plan import Draw, EdgeOfChaosLay
 from lcw_lightning.initialization.limits import Operands, UnscalableError, first_tensor
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
+from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
 from lcw_lightning.initialization.rescaling import (
     assign_weight_,
     check_response,
@@ -31,7 +32,10 @@ from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import WeightRef, units_first
 
-__all__ = ["draw_and_match_on_first_forward", "edge_of_chaos_init_", "new_drawing"]
+__all__ = ["BY_HAND", "draw_and_match_on_first_forward", "edge_of_chaos_init_", "new_drawing"]
+
+BY_HAND = "draw them with edge_of_chaos_init_(module, inputs)"
+"""How to do without the callback, as advice in messages."""
 
 
 @contextmanager
@@ -43,18 +47,19 @@ def draw_and_match_on_first_forward(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     outcome: Outcome | None = None,
+    meet: Meet = alone,
 ) -> Iterator[KeysView[str]]:
     """Draw the weights of ``model`` at once; the first layer that runs within the block is matched to its input.
 
-    Arguments and errors are those of :func:`edge_of_chaos_init_`; ``outcome`` is told what is drawn and matched.
-    Compiled networks run eagerly within the block.
+    Arguments and errors are those of :func:`edge_of_chaos_init_`; ``outcome`` is told what is drawn and matched,
+    and ``meet`` compares the ranks' places before that. Compiled networks run eagerly within the block.
 
     Yields:
         The names of the drawn weights; empty once the first of their layers has run and is matched.
     """
     outcome = new_drawing() if outcome is None else outcome
     layers = edge_of_chaos_layers(model, activation, q, weights, include, exclude, outcome)
-    matching = _FirstLayerHook(layers, q, outcome)
+    matching = _FirstLayerHook(layers, q, outcome, meet)
     _draw(matching.waiting, weights)
     outcome.changed |= layers.keys()
     try:
@@ -122,6 +127,7 @@ def edge_of_chaos_init_(
             infinite, zero, a batch of 0 samples or, with zero-sum weights, constant over the inputs of each unit; whose
             output does not respond to its weight; or whose matched weight would leave the range of its dtype. In every
             case the model is not changed.
+        RuntimeError: On all ranks, if the first layer is not the same on all. The model is not changed.
 
     Warns:
         UserWarning: Weights were left as they are, with the reasons.
@@ -134,13 +140,15 @@ def edge_of_chaos_init_(
         1.000
     """
     outcome = new_drawing()
-    drawing = draw_and_match_on_first_forward(model, activation, q, weights, include, exclude, outcome)
-    with unless_it_fails(model), drawing as waiting:
-        with undisturbed(model), torch.no_grad():
-            model(*inputs)
-        if waiting:
-            kind = type(model).__name__
-            raise ValueError(f"edge_of_chaos_init_ matches a layer to the inputs, but {kind} ran no drawn layer.")
+    with unless_it_fails(model), in_step(BY_HAND) as meet:
+        settings = activation, q, weights, include, exclude
+        with draw_and_match_on_first_forward(model, *settings, outcome, meet) as waiting:
+            with undisturbed(model), torch.no_grad():
+                model(*inputs)
+            meet(END_OF_FORWARD)
+            if waiting:
+                kind = type(model).__name__
+                raise ValueError(f"edge_of_chaos_init_ matches a layer to the inputs, but {kind} ran no drawn layer.")
     if outcome.left:
         warnings.warn(outcome.summary, stacklevel=2)
     return model
@@ -154,10 +162,11 @@ def new_drawing() -> Outcome:
 class _FirstLayerHook:
     """The hook that scales the weight of the layer that is called first."""
 
-    def __init__(self, waiting: dict[str, EdgeOfChaosLayer], q: float, outcome: Outcome) -> None:
+    def __init__(self, waiting: dict[str, EdgeOfChaosLayer], q: float, outcome: Outcome, meet: Meet) -> None:
         self.waiting = waiting
         self.q = q
         self.outcome = outcome
+        self.meet = meet
         self.handles: list[RemovableHandle] = []
 
     def disarm(self) -> None:
@@ -168,6 +177,7 @@ class _FirstLayerHook:
     def match(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_transformed():  # by torch.func, where nothing can be written: the layers wait for another call
             return
+        self.meet(f"at {name!r}")
         self.disarm()
         ref, _, sigma_b = self.waiting[name]
         self.waiting.clear()

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lcw_lightning.compat import is_transformed
 from lcw_lightning.initialization.limits import UnscalableError, first_tensor
 from lcw_lightning.initialization.outcome import Outcome
+from lcw_lightning.initialization.ranks import Meet
 from lcw_lightning.initialization.rescaling import computes_as_torch, forget_used_weights, rescale_layer_, zeroed
 from lcw_lightning.weights.restoring import undisturbed
 from lcw_lightning.weights.weight_ref import WeightRef
@@ -29,13 +30,17 @@ class Rescaling:
         outcome: Is told what becomes of each.
         target_std: Of the preactivations.
         by_unit: Whether each unit has its own factor.
+        meet: Compares the ranks' places before a layer is rescaled.
     """
 
-    def __init__(self, waiting: dict[str, WeightRef], outcome: Outcome, target_std: float, by_unit: bool) -> None:
+    def __init__(
+        self, waiting: dict[str, WeightRef], outcome: Outcome, target_std: float, by_unit: bool, meet: Meet
+    ) -> None:
         self.waiting = waiting
         self.outcome = outcome
         self.target_std = target_std
         self.by_unit = by_unit
+        self.meet = meet
         # Decided now, since a training step may freeze a network for a while, as in adversarial training.
         self.biases = {
             name: bias
@@ -119,6 +124,7 @@ class Rescaling:
         self, name: str, z: Tensor | None, given: Any, run: Callable[[], Tensor | None] | None = None
     ) -> Tensor | None:
         """Rescale a layer, and return its new output if it is linear in its weight; None if the layer must run."""
+        self.meet(f"at {name!r}")
         ref, is_torchs = self.waiting[name], computes_as_torch(self.waiting[name])
         try:
             inputs, bias, again = first_tensor(given), self.biases.get(name), None if is_torchs else run

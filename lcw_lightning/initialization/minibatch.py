@@ -11,6 +11,7 @@ from torch import nn
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.initialization.first_forward import Rescaling
 from lcw_lightning.initialization.outcome import Outcome, obstacle_to_initialization
+from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
 from lcw_lightning.initialization.rescaling import is_scalable
 from lcw_lightning.initialization.uncalled import RescaleUncalled
 from lcw_lightning.observation.compiled import eager_mode
@@ -18,9 +19,12 @@ from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.selection import select_weights
 from lcw_lightning.weights.weight_ref import WeightRef
 
-__all__ = ["Granularity", "minibatch_init_", "new_outcome", "rescale_on_first_forward"]
+__all__ = ["BY_HAND", "Granularity", "minibatch_init_", "new_outcome", "rescale_on_first_forward"]
 
 Granularity = Literal["layer", "unit"]
+
+BY_HAND = "rescale them with minibatch_init_(module, inputs)"
+"""How to do without the callback, as advice in messages."""
 
 
 @contextmanager
@@ -31,6 +35,7 @@ def rescale_on_first_forward(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     outcome: Outcome | None = None,
+    meet: Meet = alone,
 ) -> Iterator[KeysView[str]]:
     r"""Rescale every layer of ``model`` on the first input that it gets within the block.
 
@@ -72,6 +77,7 @@ def rescale_on_first_forward(
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names, of weights to leave as they are.
         outcome: Is told what becomes of each layer; :func:`new_outcome` makes one.
+        meet: Compares the ranks' places before a layer is rescaled; :func:`in_step` yields one.
 
     Yields:
         The names of the weights not yet rescaled; empty once every layer has run.
@@ -83,7 +89,7 @@ def rescale_on_first_forward(
     _check_settings(target_std, granularity)
     outcome = new_outcome() if outcome is None else outcome
     waiting = _refs_to_rescale(model, include, exclude, outcome)
-    rescaling = Rescaling(waiting, outcome, target_std, granularity == "unit")
+    rescaling = Rescaling(waiting, outcome, target_std, granularity == "unit", meet)
     try:
         for name in rescaling.waiting:
             rescaling.arm(name)
@@ -124,6 +130,7 @@ def minibatch_init_(
     Raises:
         ValueError: In the cases of :func:`rescale_on_first_forward`, and if no layer can be rescaled. The model is not
             changed then.
+        RuntimeError: On all ranks, if they take different layers. The model is not changed then.
 
     Warns:
         UserWarning: Some layers were left as they are, for the reasons that it gives.
@@ -135,10 +142,11 @@ def minibatch_init_(
         1.000
     """
     outcome = new_outcome()
-    rescaling = rescale_on_first_forward(model, target_std, granularity, include, exclude, outcome)
-    with unless_it_fails(model):
+    with unless_it_fails(model), in_step(BY_HAND) as meet:
+        rescaling = rescale_on_first_forward(model, target_std, granularity, include, exclude, outcome, meet)
         with undisturbed(model), torch.no_grad(), rescaling:
             model(*inputs)
+        meet(END_OF_FORWARD)
         outcome.check()
     if outcome.left or outcome.partly:
         warnings.warn(outcome.summary, stacklevel=2)

@@ -16,9 +16,9 @@ both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_light
 class Seeded(EdgeOfChaosInitCallback):
     """Draws from a seed, to compare with the function."""
 
-    def armed(self, module, outcome):
+    def armed(self, module, outcome, meet):
         torch.manual_seed(7)
-        return super().armed(module, outcome)
+        return super().armed(module, outcome, meet)
 
 
 @both
