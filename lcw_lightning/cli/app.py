@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 import lcw_lightning
@@ -162,7 +164,7 @@ class LCWCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``lcw``. An error ends in one message on stderr and exit status 1 or 2.
+    """Run ``lcw``. An error ends in one message on stderr and exit status 1 or 2, SIGTERM in exit status 143.
 
     ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
@@ -182,6 +184,9 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             args=args,
         )
+    except SIGTERMException:
+        sys.stderr.write("lcw: ended by SIGTERM; go on with --ckpt_path and the last checkpoint of the run\n")
+        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         if os.environ.get("JSONARGPARSE_DEBUG") == "true":
             raise
