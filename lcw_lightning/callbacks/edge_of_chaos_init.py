@@ -48,6 +48,7 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
             test learning rates on weights that are not drawn yet.
     """
 
+    draws = True
     by_hand = BY_HAND
     if_missed = "they are drawn, but not matched to the data"
 

@@ -33,16 +33,19 @@ class FirstBatchInit(Callback):
 
     Attributes:
         by_hand: How to do the same by hand before fit, as advice in a warning.
+        draws: Whether weights are drawn before the forward pass.
         if_missed: The consequence for layers that the first batch did not reach, for a warning.
     """
 
     by_hand: ClassVar[str]
     if_missed: ClassVar[str]
+    draws: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._armed = ExitStack()
         self._unless_it_fails = ExitStack()
         self._num_armed = 0
+        self._is_trained = False  # whether the present batch has come to its backward pass
         self._is_done = False
         self._waiting: KeysView[str] | None = None  # the layers not yet reached, while armed
         self._outcome: Outcome | None = None  # what has been done so far, while armed
@@ -120,9 +123,11 @@ class FirstBatchInit(Callback):
             self._meet = self._armed.enter_context(in_step(self.by_hand))
             self._waiting = self._armed.enter_context(self.armed(pl_module, self._outcome, self._meet))
             self._num_armed = len(self._waiting)
+            self._is_trained = False
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._is_trained = True
         self._meet(END_OF_FORWARD)
         if self._outcome is not None:
             self._outcome.check()
@@ -135,7 +140,9 @@ class FirstBatchInit(Callback):
         if self._waiting is None:
             return
         self._meet("at the end of the batch")
-        if self._waiting and len(self._waiting) == self._num_armed:  # as when the module skips the batch
+        if self._waiting and len(self._waiting) == self._num_armed and not (self.draws and self._is_trained):
+            if not self._is_trained:  # the module skips the batch: what arming has drawn is taken back
+                self._unless_it_fails.__exit__(RuntimeError, RuntimeError(), None)
             self._disarm()
             return
         if self._waiting:

@@ -43,6 +43,7 @@ def assert_alone(ours, project):
 
 
 @callbacks
+@pytest.mark.filterwarnings("ignore:.*are evaluated as they are")
 @pytest.mark.parametrize("run", ["fit", "validate", "test", "predict"])
 def test_after_a_run_callbacks_pickle_without_the_module(run, make, make_project, make_trainer, loader, logged):
     ours, project = make(), make_project()

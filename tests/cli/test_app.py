@@ -83,6 +83,7 @@ def test_a_checkpoint_is_evaluated_to_its_own_accuracy(command, stage, lcw, smal
     assert float(row[f"{stage}/accuracy"]) == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("default:.*are evaluated as they are")
 def test_evaluating_without_a_checkpoint_says_so(lcw):
     with pytest.warns(UserWarning, match="lcw test without --ckpt_path uses freshly drawn weights"):
         lcw("test")
@@ -117,7 +118,12 @@ def test_print_config_shows_the_groups_of_our_callbacks(lcw, capsys):
         main(["fit", "--config", lcw.config, "--print_config"])
     assert exit_.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["minibatch_init"] == {"target_std": 1.0, "granularity": "layer"}
+    assert config["minibatch_init"] == {
+        "target_std": 1.0,
+        "granularity": "layer",
+        "include": ["*"],
+        "exclude": [],
+    }
     monitor = {"every_n_steps": 50, "figures": True, "histograms": False, "include": ["*"], "exclude": []}
     assert config["shift_monitor"] == monitor | {"sparsity": None}
 

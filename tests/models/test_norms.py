@@ -75,6 +75,7 @@ def test_every_parameter_gets_a_gradient(make, norm):
     assert [name for name, parameter in weights.items() if not parameter.grad.any()] == []
 
 
+@pytest.mark.filterwarnings("ignore:minibatch initialization. 0 of .* layers rescaled.*under sn its norm is always 1")
 @networks
 @kinds
 @norms
