@@ -31,6 +31,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def denormal_numbers():
+    """Let every test begin with denormal numbers, which ``lcw`` turns off in its process."""
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
 def _reseed():
     torch.manual_seed(0)
 
