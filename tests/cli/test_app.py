@@ -83,7 +83,7 @@ def test_a_checkpoint_is_evaluated_to_its_own_accuracy(command, stage, lcw, smal
     assert float(row[f"{stage}/accuracy"]) == pytest.approx(expected)
 
 
-@pytest.mark.filterwarnings("default:.*are evaluated as they are")
+@pytest.mark.filterwarnings("ignore:.*are evaluated as they are")
 def test_evaluating_without_a_checkpoint_says_so(lcw):
     with pytest.warns(UserWarning, match="lcw test without --ckpt_path uses freshly drawn weights"):
         lcw("test")
