@@ -16,11 +16,9 @@ from typing_extensions import override
 
 from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.compat import is_made_by_cli
-from lcw_lightning.weights.freshness import is_initialized, mark_initialized
+from lcw_lightning.weights.freshness import is_initialized_in, mark_initialized
 
 __all__ = ["GeometricDecay", "ImageClassifier"]
-
-_INITIALIZED = "lcw_lightning_initialized"
 
 
 class ImageClassifier(LightningModule):
@@ -100,13 +98,11 @@ class ImageClassifier(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         save_record(self, checkpoint)
-        checkpoint[_INITIALIZED] = is_initialized(self)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         read_record(checkpoint).restore(self)
-        # Lightning's tuners restore untrained weights, at step 0, which are not initialized.
-        if checkpoint.get(_INITIALIZED) or checkpoint.get("global_step") != 0:
+        if is_initialized_in(checkpoint):
             mark_initialized(self)
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:

@@ -4,7 +4,7 @@ A release of theirs that changes one breaks this file and its test alone. Lightn
 since constraints stand on torch alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -38,6 +38,7 @@ __all__ = [
     "is_view",
     "module_hooks",
     "module_versions",
+    "num_trained_batches",
     "option",
     "saves_by_hooks",
     "starts_processes",
@@ -136,6 +137,12 @@ def starts_processes(trainer: "Trainer") -> bool:
     """Return whether Lightning starts a run's processes from this one, as ``ddp_spawn`` and notebooks do."""
     # By name: pytorch_lightning has a class of its own.
     return any(base.__name__ == "_MultiProcessingLauncher" for base in type(trainer.strategy.launcher).__mro__)
+
+
+def num_trained_batches(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many batches a run had trained when Lightning wrote a checkpoint; 0 if the checkpoint has no loops."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    return int(progress.get("total", {}).get("completed", 0))
 
 
 def end_fit() -> NoReturn:

@@ -147,11 +147,15 @@ def test_geometric_decay_refuses_impossible_settings(settings):
         GeometricDecay(SGD([nn.Parameter(torch.zeros(1))]), **settings)
 
 
+MARK = {"lcw_lightning_initialized": True}
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "initializes"),
     [
         pytest.param({"global_step": 3}, False, id="trained"),
-        pytest.param({"global_step": 0, "lcw_lightning_initialized": True}, False, id="initialized"),
+        pytest.param({"global_step": 0, "callbacks": {"MinibatchInitCallback": MARK}}, False, id="initialized"),
+        pytest.param({"global_step": 0, **MARK}, False, id="of-version-0.1.0"),
         pytest.param({"global_step": 0, "lcw_lightning_initialized": False}, True, id="tuner"),
     ],
 )

@@ -144,6 +144,16 @@ def test_processes_that_lightning_starts_from_this_one_are_known(settings, start
     assert compat.starts_processes(Trainer(**{"accelerator": "cpu", "devices": 1, **settings, **QUIET})) == starts
 
 
+@pytest.mark.parametrize("checkpointed", [0, 2], ids=["before", "after"])
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_checkpoint_says_how_many_batches_were_trained(checkpointed, tmp_path):
+    trainer = Trainer(accelerator="cpu", devices=1, max_epochs=1, limit_train_batches=checkpointed, **QUIET)
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert compat.num_trained_batches(torch.load(tmp_path / "run.ckpt")) == checkpointed
+    assert compat.num_trained_batches({"state_dict": {}}) == 0
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_fit_can_be_ended_at_once_and_without_an_error():
     ended = []

@@ -17,7 +17,7 @@ from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.constraints.trained import trained_evidence
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
-from lcw_lightning.weights.freshness import is_initialized, mark_initialized
+from lcw_lightning.weights.freshness import INITIALIZED, is_initialized, is_initialized_in, mark_initialized
 from lcw_lightning.weights.restoring import unless_it_fails
 from lcw_lightning.weights.selection import listed
 
@@ -85,23 +85,15 @@ class FirstBatchInit(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"is_done": self._is_done}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._is_done = bool(state_dict.get("is_done"))
+        return {INITIALIZED: self._is_done}
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # A run without this callback has trained the weights all the same.
-        if any(optimizer.get("state") for optimizer in checkpoint.get("optimizer_states", ())):
-            self._is_done = True
+        self._is_done = is_initialized_in(checkpoint)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        here = (
-            self._is_done or trainer.global_step > 0 or is_initialized(pl_module) or is_initialized_elsewhere(pl_module)
-        )
+        here = self._is_done or is_initialized(pl_module) or is_initialized_elsewhere(pl_module)
         if trainer.strategy.reduce_boolean_decision(here, all=False):
             self._mark(trainer, pl_module)
         elif self.is_active and trainer.is_global_zero and (evidence := trained_evidence(pl_module)):

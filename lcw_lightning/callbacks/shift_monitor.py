@@ -81,19 +81,17 @@ class ShiftMonitor(Callback):
         self._sampling = ExitStack()
         self._sample: Snapshot | None = None
         self._sampled_step: int | None = None
-        self._batches = 0
         self._plots = False
         self._has_charts = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sampled_step = None
-        self._batches = 0
         self._has_charts = False
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        step = self._step(trainer)
+        step = _step(trainer, pl_module)
         # With accumulated gradients several batches share a step; the first of them is sampled.
         if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
             return
@@ -105,11 +103,6 @@ class ShiftMonitor(Callback):
         with_values = self._plots or self.histograms
         self._sample = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values)
         self._sampling.enter_context(self._sample.watching())
-
-    def _step(self, trainer: Trainer) -> int:
-        # The global step stands still in runs whose optimizers Lightning does not see; then batches are counted.
-        self._batches = 0 if trainer.global_step else self._batches + 1
-        return trainer.global_step or self._batches - 1
 
     @override
     def on_train_batch_end(
@@ -207,3 +200,9 @@ class ShiftMonitor(Callback):
     def _discard(self) -> None:
         self._end_sample()
         self._zeros.stop()
+
+
+def _step(trainer: Trainer, pl_module: LightningModule) -> int:
+    # The global step stands still in runs whose optimizers Lightning does not see; then batches are counted.
+    is_counted = trainer.global_step > 0 or pl_module.automatic_optimization
+    return trainer.global_step if is_counted else trainer.fit_loop.total_batch_idx

@@ -1,8 +1,16 @@
 """Whether a network's weights are freshly drawn, or were rescaled, trained or loaded."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
-__all__ = ["is_initialized", "mark_fresh", "mark_initialized"]
+from lcw_lightning.compat import num_trained_batches
+
+__all__ = ["INITIALIZED", "is_initialized", "is_initialized_in", "mark_fresh", "mark_initialized"]
+
+INITIALIZED = "lcw_lightning_initialized"
+"""The key of the fact in a callback's state, and in checkpoints that ImageClassifier of version 0.1.0 wrote."""
 
 
 def mark_initialized(model: nn.Module) -> None:
@@ -30,3 +38,19 @@ def mark_fresh(module: nn.Module) -> None:
 def is_initialized(model: nn.Module) -> bool:
     """Return whether :func:`mark_initialized` was called on ``model``, and :func:`mark_fresh` not since."""
     return "_lcw_initialized" in vars(model)
+
+
+def is_initialized_in(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint's weights were initialized from a batch, loaded, or trained.
+
+    A callback of this package has put the fact into its state; a run without one has trained steps or batches.
+
+    Example:
+        >>> is_initialized_in({"global_step": 0, "callbacks": {"MinibatchInitCallback": {INITIALIZED: True}}})
+        True
+        >>> is_initialized_in({"global_step": 0, "callbacks": {}})  # as Lightning's tuners write
+        False
+    """
+    states = [checkpoint, *checkpoint.get("callbacks", {}).values()]
+    is_marked = any(isinstance(state, Mapping) and bool(state.get(INITIALIZED)) for state in states)
+    return is_marked or checkpoint.get("global_step") != 0 or num_trained_batches(checkpoint) > 0

@@ -1,6 +1,7 @@
 """Whether a module is initialized is a fact that travels: through checkpoints, worker processes, folds."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lcw_lightning import EdgeOfChaosInitCallback, MinibatchInitCallback, ShiftMonitor, mark_fresh
+from lcw_lightning import EdgeOfChaosInitCallback, MinibatchInitCallback, ShiftMonitor, constrain, fold, mark_fresh
+from lcw_lightning.callbacks import returned
+from lcw_lightning.weights.freshness import INITIALIZED
 
 CALLBACKS = {"minibatch": MinibatchInitCallback, "edge-of-chaos": EdgeOfChaosInitCallback}
 initializing = pytest.mark.parametrize("initialize", CALLBACKS.values(), ids=CALLBACKS)
@@ -50,8 +53,8 @@ def test_control_the_mark_is_what_keeps_the_weights(initialize, make_sparse, mak
     trainer.fit(stepping_by_hand(make_sparse()), loader)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     content = torch.load(tmp_path / "run.ckpt")
-    content["callbacks"][initialize.__name__]["is_done"] = False
-    content["optimizer_states"] = [{**state, "state": {}} for state in content["optimizer_states"]]
+    content["callbacks"][initialize.__name__][INITIALIZED] = False
+    content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] = 0
     torch.save(content, tmp_path / "run.ckpt")
     kept, again = stepping_by_hand(make_sparse()), stepping_by_hand(make_sparse())
     make_trainer(max_epochs=3).fit(kept, loader, ckpt_path=tmp_path / "run.ckpt")
@@ -72,6 +75,24 @@ def test_a_checkpoint_of_a_run_without_the_callback_counts_as_trained(
     assert torch.equal(plain.head.weight, resumed.head.weight)
 
 
+NOT_INITIALIZING = {"no callback": [], "turned off": [MinibatchInitCallback(granularity="none")]}
+
+
+@initializing
+@pytest.mark.parametrize("callbacks", NOT_INITIALIZING.values(), ids=NOT_INITIALIZING)
+def test_so_does_one_of_a_run_whose_global_step_stood_still(
+    callbacks, initialize, make_sparse, make_trainer, loader, tmp_path
+):
+    trainer = make_trainer(*callbacks, enable_checkpointing=True)
+    trainer.fit(stepping_by_hand(make_sparse()), loader)
+    assert trainer.global_step == 0
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    whole, resumed = stepping_by_hand(make_sparse()), stepping_by_hand(make_sparse())
+    make_trainer(max_epochs=2).fit(whole, loader, ckpt_path=tmp_path / "run.ckpt")
+    make_trainer(initialize(), max_epochs=2).fit(resumed, loader, ckpt_path=tmp_path / "run.ckpt")
+    assert torch.equal(resumed.head.weight, whole.head.weight)
+
+
 @initializing
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_skipped_first_batch_leaves_the_callback_waiting(initialize, make_sparse, make_trainer, loader):
@@ -88,18 +109,52 @@ def test_a_module_is_initialized_again_once_it_is_marked_fresh(initialize, make_
     project = make_sparse(optimizer_kwargs={"lr": 0.0})
     first = copy.deepcopy(project.state_dict())
 
-    def fold():
+    def fit_fold():
         project.load_state_dict(first)
         torch.manual_seed(3)
         make_trainer(initialize()).fit(project, loader)
         return copy.deepcopy(project.head.weight)
 
-    initialized, forgotten = fold(), fold()
+    initialized, forgotten = fit_fold(), fit_fold()
     mark_fresh(project)
-    marked = fold()
+    marked = fit_fold()
     assert torch.equal(forgotten, first["head.weight"])  # control: without the mark the fold keeps what it loaded
     assert torch.equal(marked, initialized)
     assert not torch.equal(marked, forgotten)
+
+
+@initializing
+def test_one_trainer_initializes_each_fold_of_one_module(initialize, make_sparse, make_trainer, loader):
+    project = make_sparse(optimizer_kwargs={"lr": 0.0})
+    first, trainer = copy.deepcopy(project.state_dict()), make_trainer(initialize())
+    for max_epochs in (1, 2):
+        project.load_state_dict(first)
+        mark_fresh(project)
+        trainer.fit_loop.max_epochs = max_epochs
+        trainer.fit(project, loader)
+        assert trainer.global_step == max_epochs * len(loader)
+        assert not torch.equal(project.head.weight, first["head.weight"])
+
+
+def word_of(module, monkeypatch):
+    """Let word that a module is initialized come as from a worker process."""
+    monkeypatch.setattr(returned, "_FINGERPRINTS", set())
+    pickle.loads(pickle.dumps(returned.Initialized(returned.fingerprint(module))))
+
+
+def test_word_from_a_worker_is_of_this_module_alone(monkeypatch):
+    first, second = (nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 2, bias=False)) for _ in range(2))
+    word_of(first, monkeypatch)
+    assert returned.is_initialized_elsewhere(copy.deepcopy(first))
+    assert not returned.is_initialized_elsewhere(second)
+
+
+@pytest.mark.parametrize("kind", ["lcw", "cwn", "wn", "sn"])
+def test_word_from_a_worker_is_of_a_module_that_was_constrained_there(kind, monkeypatch):
+    module = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Conv1d(8, 3, 2, bias=False))
+    constrain(module, kind)
+    word_of(module, monkeypatch)
+    assert returned.is_initialized_elsewhere(fold(module))
 
 
 @initializing

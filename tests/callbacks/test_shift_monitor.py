@@ -149,10 +149,19 @@ def test_a_failing_step_leaves_no_hook(make_project, make_trainer, logger):
 
 
 def test_accumulated_gradients_give_one_sample_a_step(make_project, make_trainer, loader, logger, scalars):
+    project, hooks = make_project(), []
+    step = project.training_step
+
+    def training_step(batch, batch_idx):
+        hooks.append(len(project.head._forward_hooks))
+        return step(batch, batch_idx)
+
+    project.training_step = training_step
     trainer = make_trainer(
         ShiftMonitor(every_n_steps=1, figures=False), logger=logger, accumulate_grad_batches=2, log_every_n_steps=1
     )
-    trainer.fit(make_project(), loader)
+    trainer.fit(project, loader)
+    assert hooks == [1, 0, 1, 0]
     assert list(scalars(trainer)["shift_ratio/head"]) == [0, 1]
 
 
