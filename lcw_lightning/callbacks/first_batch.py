@@ -132,11 +132,14 @@ class FirstBatchInit(Callback):
         if self._waiting is None:
             return
         self._meet("at the end of the batch")
-        if self._waiting and len(self._waiting) == self._num_armed and not (self.draws and self._is_trained):
-            if not self._is_trained:  # the module skips the batch: what arming has drawn is taken back
+        if self._waiting and len(self._waiting) == self._num_armed:
+            # In manual optimization nothing tells a skipped batch from one that has trained, which must not be undone.
+            is_skipped = pl_module.automatic_optimization and not self._is_trained
+            if is_skipped:  # what arming has drawn is taken back
                 self._unless_it_fails.__exit__(RuntimeError, RuntimeError(), None)
-            self._disarm()
-            return
+            if is_skipped or not self.draws:
+                self._disarm()
+                return
         if self._waiting:
             missed = listed(sorted(self._waiting))
             warnings.warn(f"the first batch did not reach {missed}; {self.if_missed}.", stacklevel=2)

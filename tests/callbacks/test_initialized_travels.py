@@ -105,6 +105,26 @@ def test_a_skipped_first_batch_leaves_the_callback_waiting(initialize, make_spar
 
 
 @initializing
+@pytest.mark.filterwarnings("ignore:the first batch did not reach")
+def test_training_by_hand_that_reaches_no_layer_is_not_taken_back(initialize, make_sparse, make_trainer, loader):
+    project, steps = make_sparse(optimizer_kwargs={"lr": 0.01}), []
+    project.automatic_optimization = False
+
+    def training_step(batch, batch_idx):
+        optimizer = project.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        (project.head.weight - 5).square().sum().backward()  # past Lightning, and past the layers
+        optimizer.step()
+        steps.append(project.head.weight.detach().clone())
+
+    project.training_step = training_step
+    make_trainer(initialize()).fit(project, loader)
+    distances = [(weight - 5).square().sum().item() for weight in steps]
+    assert distances == sorted(distances, reverse=True)
+    assert torch.equal(project.head.weight, steps[-1])
+
+
+@initializing
 def test_a_module_is_initialized_again_once_it_is_marked_fresh(initialize, make_sparse, make_trainer, loader):
     project = make_sparse(optimizer_kwargs={"lr": 0.0})
     first = copy.deepcopy(project.state_dict())
