@@ -59,7 +59,7 @@ def warn_of_plain_weights(plan: Plan) -> None:
     """
     if plain := [name for name, ref in plan.weights.items() if kind_of(ref) == "none"]:
         warnings.warn(
-            f"{listed(plain)} are plain and are evaluated as they are: ConstraintCallback(kind={plan.deed!r}) "
+            f"{listed(plain)} are plain and are evaluated as they are: ConstraintCallback(kind={plan.action!r}) "
             "constrains them when the module is fitted, or loads a checkpoint in which they are constrained.",
             stacklevel=2,
         )

@@ -1,7 +1,7 @@
 """Constrain a trained network, and keep what it does: biases take what the constraint takes from the weights."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from lcw_lightning.constraints.registration import right_inverse
 from lcw_lightning.initialization.mean_restoration import MeanRestoration, exchanged, forget_cached_weights
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.weights.restoring import restored, undisturbed
-from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.selection import by_reason
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["convert_"]
@@ -107,7 +107,7 @@ def convert_(
     forget_cached_weights()
     if plan.left_out:
         warnings.warn(plan.summary, stacklevel=2)
-    if lacking := _by_reason(means.obstacles):
+    if lacking := by_reason({name: why for name, why in means.obstacles.items() if why}):
         warnings.warn(f"convert_: mean preactivations are not restored of {lacking}.", stacklevel=2)
     return model
 
@@ -144,12 +144,3 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _by_reason(obstacles: Mapping[str, str]) -> str:
-    """Return the names by the reason, in words."""
-    names: dict[str, list[str]] = {}
-    for name, reason in obstacles.items():
-        if reason:
-            names.setdefault(reason, []).append(name)
-    return ", ".join(f"{listed(of_reason)} ({reason})" for reason, of_reason in names.items())

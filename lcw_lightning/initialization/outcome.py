@@ -1,11 +1,10 @@
 """What an initialization did to each layer: by which factor it was rescaled, or why it was left as it is."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.selection import by_reason, listed
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["Outcome", "obstacle_to_initialization"]
@@ -24,7 +23,7 @@ class Outcome:
         weights)"
     """
 
-    deed: str
+    action: str
     done: str
     """The participle of what is done to a layer."""
     changed: set[str] = field(default_factory=set)
@@ -56,7 +55,9 @@ class Outcome:
         done = self.changed | self.factors.keys()
         rest = {**self.left, **self.partly}
         left = f"; left as they are: {by_reason(rest)}" if rest else ""
-        return f"{self.deed}: {len(done)} of {len(done) + len(self.left)} layers {self.done}{self._by_factors()}{left}"
+        return (
+            f"{self.action}: {len(done)} of {len(done) + len(self.left)} layers {self.done}{self._by_factors()}{left}"
+        )
 
     def check(self) -> None:
         """Raise if none of the layers that the minibatch reached could be changed.
@@ -66,7 +67,7 @@ class Outcome:
         """
         if self.refused and not self.factors:
             raise ValueError(
-                f"{self.deed} needs a layer that can be {self.done}, but left are: {by_reason(self.left)}; look for "
+                f"{self.action} needs a layer that can be {self.done}, but left are: {by_reason(self.left)}; look for "
                 "constant inputs, dead units before a layer and weights that are zero."
             )
 
@@ -87,16 +88,3 @@ def obstacle_to_initialization(ref: WeightRef) -> str | None:
     if not any(parameter.requires_grad for parameter in ref.parameters):
         return "frozen"
     return None if ref.is_observable else "hooks do not see its preactivations"
-
-
-def by_reason(left: Mapping[str, str]) -> str:
-    """Return names grouped by their reasons.
-
-    Example:
-        >>> by_reason({"a": "zero weights", "b": "frozen", "c": "zero weights"})
-        "'a', 'c' (zero weights), 'b' (frozen)"
-    """
-    groups: dict[str, list[str]] = {}
-    for name, reason in left.items():
-        groups.setdefault(reason, []).append(name)
-    return ", ".join(f"{listed(names)} ({reason})" for reason, names in groups.items())

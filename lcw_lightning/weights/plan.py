@@ -50,6 +50,11 @@ class Plan:
     A matrix is a parameter with at least two dimensions above 1 that belongs to neither an embedding nor a norm. A
     weight that is tied to an embedding counts as the embedding's.
 
+    Attributes:
+        action: What is done to the weights that are taken, for messages, such as the kind of a constraint.
+        rows: One for each weight, and one for each matrix in a layer of unknown type.
+        include: The patterns that were asked for.
+
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2).requires_grad_(False))
         >>> print(plan_weights(network, "lcw"))
@@ -59,7 +64,7 @@ class Plan:
         lcw: 1 of 2 weights, 66.7 % of the numbers in the model's matrices; left out: '1.weight' (frozen)
     """
 
-    deed: str
+    action: str
     rows: Sequence[PlannedWeight]
     include: Sequence[str] = ("*",)
 
@@ -84,8 +89,8 @@ class Plan:
         """What is taken, and what is left out for what reasons, in one line."""
         rest = f"; left out: {self._obstacles()}" if self.left_out else ""
         return (
-            f"{self.deed}: {len(self.weights)} of {len(self.rows)} weights, {100 * self.share:.3g} % of the numbers in "
-            f"the model's matrices{rest}"
+            f"{self.action}: {len(self.weights)} of {len(self.rows)} weights, "
+            f"{100 * self.share:.3g} % of the numbers in the model's matrices{rest}"
         )
 
     def check(self) -> None:
@@ -97,11 +102,11 @@ class Plan:
         for pattern in self.include:
             matching = [r for r in self.rows if r.obstacle != EXCLUDED and fnmatchcase(r.name, pattern)]
             if matching and all(row.obstacle for row in matching):
-                raise ValueError(f"{self.deed}: the pattern {pattern!r} takes no weight: {self._obstacles()}.")
+                raise ValueError(f"{self.action}: the pattern {pattern!r} takes no weight: {self._obstacles()}.")
 
     def __str__(self) -> str:
         table = [("weight", "layer", "shape", "plan")]
-        table += [(row.name, row.layer, str(row.shape), row.obstacle or self.deed) for row in self.rows]
+        table += [(row.name, row.layer, str(row.shape), row.obstacle or self.action) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
         return "\n".join([*(line.rstrip() for line in lines), self.summary])
@@ -132,7 +137,7 @@ def frozen_or_lazy(ref: WeightRef) -> str | None:
 @torch.no_grad()
 def plan_weights(
     model: nn.Module,
-    deed: str,
+    action: str,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     obstacle: Callable[[WeightRef], str | None] = frozen_or_lazy,
@@ -143,7 +148,7 @@ def plan_weights(
 
     Args:
         model: Any module; it is not changed.
-        deed: What is done, for messages, such as the kind of a constraint.
+        action: What is done, for messages, such as the kind of a constraint.
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names.
         obstacle: Returns why a weight must be left out, or None.
@@ -165,7 +170,7 @@ def plan_weights(
     for name, (module, parameter) in unknown.items():
         reason = _why_unknown(module) if name in chosen else EXCLUDED
         rows.append(PlannedWeight(name, _class_name(module), tuple(parameter.shape), None, reason, parameter.numel()))
-    return Plan(deed, rows, include)
+    return Plan(action, rows, include)
 
 
 def _unknown_matrices(

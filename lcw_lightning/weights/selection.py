@@ -1,6 +1,6 @@
 """Select weights by globs on their names, with messages that help when nothing matches."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
-__all__ = ["listed", "select_names", "select_weights"]
+__all__ = ["by_reason", "listed", "select_names", "select_weights"]
 
 
 def select_weights(
@@ -65,6 +65,19 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     """
     names = [repr(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def by_reason(reasons: Mapping[str, str], most: int = 5) -> str:
+    """Return names grouped by their reasons for a message; of each group the first ``most`` names in full.
+
+    Example:
+        >>> by_reason({"a": "zero weights", "b": "frozen", "c": "zero weights"})
+        "'a', 'c' (zero weights), 'b' (frozen)"
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return ", ".join(f"{listed(names, most)} ({reason})" for reason, names in groups.items())
 
 
 def _no_match(pattern: str, names: Collection[str], owner: str) -> str:

@@ -105,8 +105,9 @@ class TestFit:
             make_trainer(ConstraintCallback()).fit(trained, loader)
 
     @pytest.mark.parametrize("kind", ["none", "wn"])
-    def test_a_kind_that_takes_nothing_says_nothing(self, kind, trained, make_trainer, loader):
+    def test_a_kind_that_takes_nothing_says_nothing(self, kind, trained, make_trainer, loader, recwarn):
         make_trainer(ConstraintCallback(kind)).fit(trained, loader)
+        assert not [warning for warning in recwarn if "projection takes" in str(warning.message)]
 
     def test_minibatch_initialization_warns_without_a_constraint_too(self, trained, make_trainer, loader):
         with pytest.warns(UserWarning, match=r"initializes a module that may have been trained: projection takes"):
