@@ -26,7 +26,7 @@ class Judged(NamedTuple):
     training: bool
     """Whether the network was in training mode."""
     samples: int | None = None
-    """In the batch; None if it holds no tensor."""
+    """In the batch; None if it is not known."""
     initialized: str | None = None
     """How the weights were initialized on the batch; None if the report does not know."""
 
@@ -44,8 +44,14 @@ def judged(network: nn.Module, batch: Any, initialized: str | None = None) -> Ju
         "unconstrained" if (kind := kind_of(ref)) == "none" else f"under {kind}{' by project' * is_projected(ref)}"
         for ref in named_weights(network).values()
     )
+    return Judged(dict(constraints), network.training, _num_samples(network, batch), initialized)
+
+
+def _num_samples(network: nn.Module, batch: Any) -> int | None:
+    if any(isinstance(module, nn.RNNBase) and not module.batch_first for module in network.modules()):
+        return None  # the first axis may count steps
     first = next(_tensors(batch), None)
-    return Judged(dict(constraints), network.training, None if first is None else len(first), initialized)
+    return None if first is None else len(first)
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

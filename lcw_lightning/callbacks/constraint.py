@@ -1,15 +1,15 @@
 """Constrain the weights of any LightningModule before its optimizers and checkpoints see them."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lcw_lightning.callbacks.building import is_complete, loads_after_wrapping, once_built
 from lcw_lightning.callbacks.constraint_checks import (
     averagings_before,
     check_averaging,
@@ -17,10 +17,7 @@ from lcw_lightning.callbacks.constraint_checks import (
     check_optimizers,
     check_strategy,
     check_trained_alike,
-    is_complete,
     load_optimizers,
-    loads_after_wrapping,
-    waits_for_configure_model,
 )
 from lcw_lightning.callbacks.constraint_evaluation import (
     follow_checkpoint,
@@ -31,6 +28,7 @@ from lcw_lightning.callbacks.constraint_evaluation import (
 from lcw_lightning.callbacks.constraint_said import say_what_projection_takes
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.overrides import Overrides
+from lcw_lightning.callbacks.puts_back import PutsBack
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.compat import starts_processes
@@ -38,15 +36,16 @@ from lcw_lightning.constraints.constrain import constrain_as_planned, constraine
 from lcw_lightning.constraints.fold import remove_constraints_
 from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
 from lcw_lightning.constraints.plan import plan_constraints
-from lcw_lightning.constraints.projection import renew_projections_
+from lcw_lightning.constraints.projection import release_, renew_projections_
+from lcw_lightning.weights.freshness import mark_initialized
 from lcw_lightning.weights.plan import Plan
-from lcw_lightning.weights.restoring import unless_it_fails
 from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["ConstraintCallback"]
 
 
-class ConstraintCallback(Callback):
+class ConstraintCallback(PutsBack):
     """Constrain the weights of the module that is fitted so that each unit's sum to zero (Kutsuna, Section 3).
 
     ``kind`` selects one of the methods that the paper compares with (Section 5) instead. ``method="project"`` keeps
@@ -120,7 +119,6 @@ class ConstraintCallback(Callback):
         self._new: list[str] = []  # weights that this run has constrained
         self._found: list[str] = []  # weights that were constrained before this run
         self._overrides = Overrides()
-        self._loading = ExitStack()  # puts the module back if the run fails before its first batch
         self._is_loaded = False
 
     @override
@@ -134,7 +132,7 @@ class ConstraintCallback(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             if trainer.ckpt_path is not None and loads_after_wrapping(trainer):
                 record = record_of(trainer.ckpt_path)
-                self._once_built(trainer, pl_module, partial(follow_checkpoint, record, pl_module))
+                once_built(self._overrides, trainer, pl_module, partial(follow_checkpoint, record, pl_module))
             return
         if self.kind == "none":
             warn_of_constraints(pl_module)
@@ -142,7 +140,7 @@ class ConstraintCallback(Callback):
         if self.method == "project":
             check_strategy(trainer)
         check_averaging(trainer, pl_module)
-        self._once_built(trainer, pl_module, partial(self._constrain, pl_module))
+        once_built(self._overrides, trainer, pl_module, partial(self._constrain, trainer, pl_module))
         if is_complete(trainer, pl_module):
             for averaging in averagings_before(trainer, self):
                 averaging.setup(trainer, pl_module, stage)  # its first copy is a plain module
@@ -150,6 +148,7 @@ class ConstraintCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._overrides.restore()
+        super().teardown(trainer, pl_module, stage)
         if stage == "fit" and starts_processes(trainer):
             # The worker's state dict is loaded into the main process's module, which is as this process has found it.
             remove_constraints_(pl_module, keep=self._found)
@@ -158,7 +157,7 @@ class ConstraintCallback(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._overrides.restore()
-        self._loading.__exit__(type(exception), exception, exception.__traceback__)
+        super().on_exception(trainer, pl_module, exception)
         renew_projections_(pl_module)
         forget_module(self)
 
@@ -166,7 +165,7 @@ class ConstraintCallback(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             return
-        self._loading.close()
+        self.let_go(pl_module)
         if self.kind != "none" and not self._is_loaded:
             warn_of_plain_weights(self._plan(pl_module))
 
@@ -183,7 +182,10 @@ class ConstraintCallback(Callback):
                 "configure_model(), under weight averaging and sharding in __init__(), or name them in exclude."
             )
         check_optimizers(trainer.optimizers, pl_module, self._new)
-        self._loading.close()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mark_initialized(pl_module)  # its weights are trained
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -195,7 +197,7 @@ class ConstraintCallback(Callback):
         # Replaces the module's hook, since Lightning calls the callbacks' hook only after it has loaded the weights.
         record = read_record(checkpoint)
         if not loads_after_wrapping(trainer):
-            self._loading.enter_context(unless_it_fails(pl_module))
+            self.keep(pl_module)
         self._is_loaded = True
         if trainer.state.fn != TrainerFn.FITTING:
             if not loads_after_wrapping(trainer):
@@ -212,15 +214,11 @@ class ConstraintCallback(Callback):
         if self.kind == "none" and not self._found:
             warn_of_constraints(pl_module)
 
-    def _once_built(self, trainer: Trainer, pl_module: LightningModule, act: Callable[[], None]) -> None:
-        if is_complete(trainer, pl_module):
-            act()
-        elif waits_for_configure_model(trainer, pl_module):
-            self._overrides.add(pl_module, "configure_model", partial(_configure_and, act))
-
-    def _constrain(self, pl_module: LightningModule) -> None:
+    def _constrain(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plan = self._plan(pl_module)
         new = {name: ref for name, ref in plan.weights.items() if kind_of(ref) == "none"}
+        if not loads_after_wrapping(trainer):
+            self.keep(pl_module).push(partial(_release_if_it_fails, new))
         taken = say_what_projection_takes(pl_module, new, self.kind)
         constrain_as_planned(pl_module, plan, self.kind, self.method)
         self._left_out = set(plan.left_out)
@@ -231,9 +229,10 @@ class ConstraintCallback(Callback):
         return plan_constraints(pl_module, self.kind, self.include, self.exclude, self.method)
 
 
-def _configure_and(act: Callable[[], None], configure_model: Callable[[], None]) -> None:
-    configure_model()
-    act()
+def _release_if_it_fails(weights: Mapping[str, WeightRef], error: type[BaseException] | None, *_: object) -> None:
+    if error is not None:
+        for ref in weights.values():
+            release_(ref)
 
 
 def _save_with_constraints(pl_module: LightningModule, save: Callable[..., None], checkpoint: dict[str, Any]) -> None:

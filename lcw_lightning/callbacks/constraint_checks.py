@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,25 +18,23 @@ from lcw_lightning.weights.selection import listed
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = [
+    "AVERAGING",
     "averagings_before",
     "check_averaging",
     "check_nothing_dropped",
     "check_optimizers",
     "check_strategy",
     "check_trained_alike",
-    "is_complete",
     "load_optimizers",
-    "loads_after_wrapping",
-    "waits_for_configure_model",
 ]
 
-_AVERAGING = (WeightAveraging, StochasticWeightAveraging)
+AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 def averagings_before(trainer: Trainer, callback: Callback) -> list[Callback]:
     """Return the weight-averaging callbacks that are set up, and so copy the module, before the given callback."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [early for early in callbacks[: callbacks.index(callback)] if is_a(early, *_AVERAGING)]
+    return [early for early in callbacks[: callbacks.index(callback)] if is_a(early, *AVERAGING)]
 
 
 def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,7 +47,7 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
         return
     for averaging in trainer.callbacks:  # type: ignore[attr-defined]
         calls_configure_model = is_a(averaging, WeightAveraging) and is_overridden("configure_model", pl_module)
-        if is_a(averaging, *_AVERAGING) and not calls_configure_model:
+        if is_a(averaging, *AVERAGING) and not calls_configure_model:
             raise ValueError(
                 f"{type(averaging).__name__} copies the module before its setup() or configure_model() builds the "
                 "layers; build them in __init__()."
@@ -174,23 +172,3 @@ def _is_state_of(parameter: nn.Parameter, value: Any) -> bool:
     # Moving averages have the parameter's shape, factored averages the shape of a row or a column, counters none.
     pairs = zip(reversed(getattr(value, "shape", ())), reversed(parameter.shape), strict=False)
     return all(size in (1, wanted) for size, wanted in pairs)
-
-
-def is_complete(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Return whether to constrain the module at once, before its own ``setup`` and ``configure_model``."""
-    if not (is_overridden("setup", pl_module) or is_overridden("configure_model", pl_module)):
-        return True
-    averaged = any(is_a(callback, *_AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    sharded = is_a(trainer.strategy, ModelParallelStrategy)
-    return (averaged or sharded) and bool(named_weights(pl_module))
-
-
-def loads_after_wrapping(trainer: Trainer) -> bool:
-    """Return whether the strategy loads checkpoints after it has wrapped the module, which must be constrained then."""
-    return trainer.strategy.restore_checkpoint_after_setup
-
-
-def waits_for_configure_model(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Return whether a module that is not complete may be constrained after ``configure_model``."""
-    # Without a configure_model of the module, ModelParallelStrategy raises its own error.
-    return is_overridden("configure_model", pl_module) or not is_a(trainer.strategy, ModelParallelStrategy)

@@ -1,30 +1,30 @@
 """The base class of callbacks that initialize weights in the forward pass of the first training batch."""
 
 import warnings
-from collections.abc import KeysView
+from collections.abc import KeysView, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
 from lcw_lightning.callbacks.forgetting import forget_module
+from lcw_lightning.callbacks.puts_back import PutsBack
 from lcw_lightning.callbacks.returned import Initialized, is_initialized_elsewhere, send_initialized
 from lcw_lightning.callbacks.twins import is_a
 from lcw_lightning.constraints.trained import trained_evidence
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
 from lcw_lightning.weights.freshness import INITIALIZED, is_initialized, is_initialized_in, mark_initialized
-from lcw_lightning.weights.restoring import unless_it_fails
-from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.selection import listed, select_weights
 
 __all__ = ["FirstBatchInit"]
 
 
-class FirstBatchInit(Callback):
+class FirstBatchInit(PutsBack):
     """Arm the layers of a fresh module before its first training batch, and disarm them after it.
 
     A module is fresh until a batch has initialized it; a batch that reaches no layer leaves it fresh. The fact is in
@@ -40,10 +40,12 @@ class FirstBatchInit(Callback):
     by_hand: ClassVar[str]
     if_missed: ClassVar[str]
     draws: ClassVar[bool] = False
+    include: Sequence[str]
+    exclude: Sequence[str]
 
     def __init__(self) -> None:
         self._armed = ExitStack()
-        self._unless_it_fails = ExitStack()
+        self._kept = ExitStack()
         self._num_armed = 0
         self._is_trained = False  # whether the present batch has come to its backward pass
         self._is_done = False
@@ -96,7 +98,13 @@ class FirstBatchInit(Callback):
         here = self._is_done or is_initialized(pl_module) or is_initialized_elsewhere(pl_module)
         if trainer.strategy.reduce_boolean_decision(here, all=False):
             self._mark(trainer, pl_module)
-        elif self.is_active and trainer.is_global_zero and (evidence := trained_evidence(pl_module)):
+        elif self.is_active and trainer.is_global_zero:
+            self._warn_of_trained_weights(pl_module)
+
+    def _warn_of_trained_weights(self, pl_module: LightningModule) -> None:
+        weights = select_weights(pl_module, self.include, self.exclude)
+        changed = {name: ref for name, ref in weights.items() if any(p.requires_grad for p in ref.parameters)}
+        if evidence := trained_evidence(pl_module, changed):
             warnings.warn(
                 f"{type(self).__name__} initializes a module that may have been trained: {evidence}. If so, leave the "
                 "callback out.",
@@ -110,7 +118,7 @@ class FirstBatchInit(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.is_active and not is_initialized(pl_module):
-            self._unless_it_fails.enter_context(unless_it_fails(pl_module))
+            self._kept = self.keep(pl_module)
             self._outcome = self.new_outcome()
             self._meet = self._armed.enter_context(in_step(self.by_hand))
             self._waiting = self._armed.enter_context(self.armed(pl_module, self._outcome, self._meet))
@@ -123,12 +131,13 @@ class FirstBatchInit(Callback):
         self._meet(END_OF_FORWARD)
         if self._outcome is not None:
             self._outcome.check()
-        self._unless_it_fails.close()
+        super().on_before_backward(trainer, pl_module, loss)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._waiting is None:
             return
         self._meet("at the end of the batch")
@@ -136,7 +145,7 @@ class FirstBatchInit(Callback):
             # In manual optimization nothing tells a skipped batch from one that has trained, which must not be undone.
             is_skipped = pl_module.automatic_optimization and not self._is_trained
             if is_skipped:  # what arming has drawn is taken back
-                self._unless_it_fails.__exit__(RuntimeError, RuntimeError(), None)
+                self._kept.__exit__(RuntimeError, RuntimeError(), None)
             if is_skipped or not self.draws:
                 self._disarm()
                 return
@@ -155,6 +164,7 @@ class FirstBatchInit(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._disarm()
         if self._is_done:
             send_initialized(trainer, pl_module)
@@ -162,12 +172,12 @@ class FirstBatchInit(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unless_it_fails.__exit__(type(exception), exception, exception.__traceback__)
+        super().on_exception(trainer, pl_module, exception)
         self._disarm()
         forget_module(self)
 
     def _disarm(self) -> None:
         self._armed.close()
-        self._unless_it_fails.close()
+        self._kept.close()
         self._waiting = self._outcome = None
         self._meet = alone

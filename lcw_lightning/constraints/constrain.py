@@ -121,7 +121,7 @@ def constrain_weights(
     """
     places = parameter_places(model)
     for name, ref in weights.items():
-        obstacle = tied_to(name, ref, places) or obstacle_to(ref, PARAMETRIZATIONS[kinds[name]], name in projected)
+        obstacle = tied_to(ref, places) or obstacle_to(ref, PARAMETRIZATIONS[kinds[name]], name in projected)
         if obstacle:
             raise ValueError(f"cannot constrain {name!r}: {obstacle}.")
     for name, ref in weights.items():

@@ -8,7 +8,7 @@ from torch import nn
 
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.theory.projected_share import projected_share, random_share_limit
-from lcw_lightning.weights.weight_ref import WeightRef, named_weights
+from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["Taken", "batches_seen", "taken_by_projection", "trained_evidence"]
 
@@ -44,26 +44,31 @@ def taken_by_projection(weights: Mapping[str, WeightRef]) -> list[Taken]:
 
 
 def batches_seen(modules: Iterable[nn.Module]) -> int:
-    """Return how many training batches the BatchNorm layers have seen."""
-    counters = (getattr(module, "num_batches_tracked", None) for module in modules)
+    """Return how many training batches those BatchNorm layers have seen that are not frozen."""
+    trained = (module for module in modules if all(p.requires_grad for p in module.parameters(recurse=False)))
+    counters = (getattr(module, "num_batches_tracked", None) for module in trained)
     return max((int(counter) for counter in counters if isinstance(counter, torch.Tensor)), default=0)
 
 
-def trained_evidence(model: nn.Module) -> str:
-    """Return what speaks for it that ``model`` was trained, or has weights that are not random; empty if nothing does.
+def trained_evidence(model: nn.Module, weights: Mapping[str, WeightRef]) -> str:
+    """Return what speaks for it that weights of ``model`` were trained, or are not random; empty if nothing does.
 
     Constrained weights say nothing: projection takes nothing from them.
 
+    Args:
+        model: Its BatchNorm layers are asked.
+        weights: Those that are about to be changed.
+
     Example:
-        >>> trained_evidence(nn.Linear(64, 10))
-        ''
         >>> layer = nn.Linear(64, 10)
+        >>> trained_evidence(layer, named_weights(layer))
+        ''
         >>> _ = nn.init.uniform_(layer.weight, 0, 1)
-        >>> trained_evidence(layer)
-        "projection takes 7... % of the squared norm of 'weight', 4... times what it takes from zero-mean ..."
+        >>> trained_evidence(layer, named_weights(layer))
+        "projection takes 7... % of the squared norm of 'weight', 4... times what it takes from ..."
     """
     if batches := batches_seen(model.modules()):
         return f"its BatchNorm layers have seen {batches} batches"
-    plain = {name: ref for name, ref in named_weights(model).items() if kind_of(ref) == "none"}
+    plain = {name: ref for name, ref in weights.items() if kind_of(ref) == "none"}
     worst = next(iter(taken_by_projection(plain)), None)
     return str(worst) if worst is not None and worst.is_alarming else ""

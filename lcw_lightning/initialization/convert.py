@@ -12,8 +12,9 @@ from lcw_lightning.constraints.constrain import constrain_as_planned
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, kind_of
 from lcw_lightning.constraints.plan import plan_constraints
 from lcw_lightning.constraints.registration import right_inverse
-from lcw_lightning.initialization.mean_restoration import MeanRestoration, exchanged, forget_cached_weights
+from lcw_lightning.initialization.mean_restoration import MeanRestoration, exchanged
 from lcw_lightning.observation.compiled import eager_mode
+from lcw_lightning.weights.freshness import mark_initialized
 from lcw_lightning.weights.restoring import restored, undisturbed
 from lcw_lightning.weights.selection import by_reason
 from lcw_lightning.weights.weight_ref import WeightRef
@@ -42,8 +43,9 @@ def convert_(
     takes :math:`(w_i - \tilde w_i)^\top E[a]`, the work of the layer's own projection, and
     :math:`\tilde w_i^\top (E[a] - E[\tilde a])`. The latter is there because the layers before keep the means of their
     preactivations, but not the means of nonlinear functions of them, which are this layer's inputs. With the mean input
-    of the untouched network alone these differences would remain. On these inputs every mean preactivation
-    is then that of the untouched network. The deviations from it are what projected weights make of the inputs.
+    of the untouched network alone these differences would remain. On these inputs every mean preactivation of a layer
+    that is converted is then that of the untouched network; layers that are excluded or frozen are not touched, and see
+    inputs whose means may have moved. The deviations from it are what projected weights make of the inputs.
 
     Both runs are in evaluation mode, since it is there that a trained network is used: BatchNorm takes its running
     statistics, and dropout is off. Both draw the same random numbers. Modes, buffers (except running means, see below)
@@ -59,7 +61,8 @@ def convert_(
     - *Kinds*: ``cwn`` takes what ``lcw`` does, ``wn`` nothing. ``sn`` divides by the largest singular value: means are
       restored, deviations from them remain divided.
 
-    Under an initialized :mod:`torch.distributed` default group every rank must call this function; the means are those
+    :class:`~lcw_lightning.MinibatchInitCallback` does not rescale a converted network. Under an initialized
+    :mod:`torch.distributed` default group every rank must call this function; the means are those
     over all ranks' inputs.
 
     Args:
@@ -101,13 +104,11 @@ def convert_(
             with undisturbed(model), exchanged(values), _hooked(means.shown, means.restore, means.note_output):
                 model(*inputs)
     constrain_as_planned(model, plan, kind, method)
-    with torch.no_grad():
-        for tensor, value in means.changes:
-            tensor.copy_(value)
-    forget_cached_weights()
+    means.apply_changes()
+    mark_initialized(model)
     if plan.left_out:
         warnings.warn(plan.summary, stacklevel=2)
-    if lacking := by_reason({name: why for name, why in means.obstacles.items() if why}):
+    if lacking := by_reason(means.unrestored):
         warnings.warn(f"convert_: mean preactivations are not restored of {lacking}.", stacklevel=2)
     return model
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
+from lcw_lightning.initialization.limits import first_tensor
 from lcw_lightning.initialization.recurrent_inputs import WEIGHT, recurrent_input
 from lcw_lightning.initialization.rescaling import computes_as_torch, preactivation_moments
 from lcw_lightning.observation.observed_layers import observed_layers
@@ -114,11 +115,11 @@ class NormInput:
             ValueError: It is not finite.
         """
         given = self.given(args, kwargs)
-        return _mean(given, 1 - given.dim(), self.name)
+        return None if given is None else _mean(given, 1 - given.dim(), self.name)
 
-    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the input in a call."""
-        return cast(Tensor, _given(self.layer, "input", args, kwargs))
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Return the input in a call; subclasses name it otherwise."""
+        return first_tensor((args, kwargs))
 
     def shift_(self, moved: Tensor) -> tuple[Tensor, Tensor] | None:
         """Make up for a mean that has moved by more than rounding; return the changed tensor, and its new value."""

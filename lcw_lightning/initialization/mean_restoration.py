@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lcw_lightning.compat import clear_cached_weights, is_transformed
+from lcw_lightning.compat import is_transformed
 from lcw_lightning.initialization.anderson import find_root
 from lcw_lightning.initialization.mean_preactivations import NormInput, Preactivation, norm_inputs, preactivations
+from lcw_lightning.initialization.rescaling import forget_used_weights
 from lcw_lightning.weights.weight_ref import WeightRef
 
-__all__ = ["MeanRestoration", "exchanged", "forget_cached_weights"]
+__all__ = ["MeanRestoration", "exchanged"]
 
 
 class _Recorded(NamedTuple):
@@ -47,6 +48,18 @@ class MeanRestoration:
         for one in seen:
             self.shown.setdefault(one.layer, []).append(one)
             self._note(one, "not seen in a call of its layer")
+
+    @property
+    def unrestored(self) -> dict[str, str]:
+        """Why the means of the other altered weights are not restored, by name."""
+        return {name: obstacle for name, obstacle in self.obstacles.items() if obstacle}
+
+    @torch.no_grad()
+    def apply_changes(self) -> None:
+        """Write the biases and running means that restore the means."""
+        for tensor, value in self.changes:
+            tensor.copy_(value)
+        forget_used_weights()
 
     def record(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook before each call of a layer of the untouched network."""
@@ -91,12 +104,12 @@ class MeanRestoration:
         self._note(one, one.obstacle)
         if (change := one.shift_(moved)) is None:
             return
-        forget_cached_weights()
+        forget_used_weights()
         # A foreign layer may do anything with its bias.
         missed = (cast(Tensor, one.mean(args, kwargs)) - now + moved).norm() if one.is_foreign else torch.tensor(0.0)
         if missed > 0.5 * moved.norm() + 1e-5 * now.norm():
             one.shift_(-moved)
-            forget_cached_weights()
+            forget_used_weights()
             self._note(one, "a bias that does not add to the output")
         else:
             self.changes.append(change)
@@ -123,10 +136,10 @@ class MeanRestoration:
         if one.name in self.obstacles and one.refs:
             self.obstacles[one.name] = obstacle
 
-    def _note_norm(self, given: Tensor) -> None:
-        one, version = self.unrestored_outputs.get(given, (None, 0))
+    def _note_norm(self, given: Tensor | None) -> None:
+        one, version = (None, 0) if given is None else self.unrestored_outputs.get(given, (None, 0))
         # Changed in place since, by a ReLU for one, it is no longer the layer's output.
-        if one is not None and given._version == version:
+        if one is not None and given is not None and given._version == version:
             self._note(one, "")
 
 
@@ -143,15 +156,9 @@ def exchanged(values: Mapping[WeightRef, Tensor]) -> Iterator[None]:
     try:
         for ref, value in values.items():
             ref.value.copy_(value)
-        forget_cached_weights()
+        forget_used_weights()
         yield
     finally:
         for ref, value in own.items():
             ref.value.copy_(value)
-        forget_cached_weights()
-
-
-def forget_cached_weights() -> None:
-    """Drop copies of weights and biases that autocast and parametrize.cached keep."""
-    torch.clear_autocast_cache()
-    clear_cached_weights()
+        forget_used_weights()

@@ -12,10 +12,12 @@ __all__ = ["INITIALIZED", "is_initialized", "is_initialized_in", "mark_fresh", "
 INITIALIZED = "lcw_lightning_initialized"
 """The key of the fact in a callback's state, and in checkpoints that ImageClassifier of version 0.1.0 wrote."""
 
+_MARK = "_lcw_initialized"
+
 
 def mark_initialized(model: nn.Module) -> None:
     """Mark the weights of ``model`` as rescaled, trained or loaded, and so no longer freshly drawn."""
-    vars(model)["_lcw_initialized"] = True
+    vars(model)[_MARK] = True
 
 
 def mark_fresh(module: nn.Module) -> None:
@@ -32,12 +34,16 @@ def mark_fresh(module: nn.Module) -> None:
         ...     _ = module.load_state_dict(first)
         ...     mark_fresh(module)  # trainer.fit(module, ...) initializes it
     """
-    vars(module).pop("_lcw_initialized", None)
+    for part in module.modules():
+        vars(part).pop(_MARK, None)
 
 
 def is_initialized(model: nn.Module) -> bool:
-    """Return whether :func:`mark_initialized` was called on ``model``, and :func:`mark_fresh` not since."""
-    return "_lcw_initialized" in vars(model)
+    """Return whether ``model`` or a part of it was marked by :func:`mark_initialized`, and not fresh since.
+
+    A part may be a converted network, or a module that was loaded from a checkpoint.
+    """
+    return any(_MARK in vars(part) for part in model.modules())
 
 
 def is_initialized_in(checkpoint: Mapping[str, Any]) -> bool:

@@ -60,7 +60,7 @@ def register_layer_type(layer_type: type[nn.Module], weight: str = "weight", uni
             ``(in, out)``.
 
     Raises:
-        ValueError: The type is no class of modules, or ``unit_dim`` is neither 0 nor 1.
+        ValueError: The type is no class of modules, the weight's name is no name, or ``unit_dim`` is neither 0 nor 1.
 
     Example:
         >>> import torch
@@ -78,6 +78,10 @@ def register_layer_type(layer_type: type[nn.Module], weight: str = "weight", uni
     """
     if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
         raise ValueError(f"register_layer_type() needs a class of torch.nn.Module, got {layer_type!r}.")
+    if not weight.isidentifier():
+        raise ValueError(
+            f"register_layer_type() needs the name of a parameter of {layer_type.__name__}, got {weight!r}."
+        )
     if unit_dim not in (0, 1):
         raise ValueError(f"unit_dim of {layer_type.__name__} is 0, for weights (out, in), or 1; got {unit_dim!r}.")
     _TYPES[layer_type] = LayerType(weight, unit_dim)

@@ -161,7 +161,7 @@ def plan_weights(
     chosen = select_names([*known, *unknown], include, exclude, type(model).__name__)
     places, counted, rows = parameter_places(model), set[int](), []
     for name, ref in known.items():
-        reason = (tied_to(name, ref, places) or obstacle(ref)) if name in chosen else EXCLUDED
+        reason = (tied_to(ref, places) or obstacle(ref)) if name in chosen else EXCLUDED
         shape = _shape(ref)
         of_embedding = any(is_embedding_or_norm(module) for p in ref.parameters for _, module in places[id(p)])
         is_counted = not of_embedding and counted.isdisjoint(map(id, ref.parameters))

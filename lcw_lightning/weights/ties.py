@@ -1,6 +1,7 @@
 """Find the weights that several layers share."""
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from lcw_lightning.weights.weight_ref import WeightRef
 
@@ -20,13 +21,13 @@ def parameter_places(model: nn.Module) -> Places:
     return places
 
 
-def tied_to(name: str, ref: WeightRef, places: Places) -> str | None:
+def tied_to(ref: WeightRef, places: Places) -> str | None:
     """Return to which other parameter a weight is tied, as an obstacle; None for a weight of its own."""
-    own = (name, f"{name.removesuffix(ref.name)}parametrizations.{ref.name}.")
-    others = [
-        place
-        for parameter in ref.parameters
-        for place, module in places[id(parameter)]
-        if not (place.startswith(own) or (module is ref.layer and place.endswith(ref.name)))
-    ]
-    return f"tied to {others[0]!r}" if others else None
+    is_parametrized = parametrize.is_parametrized(ref.layer, ref.name)
+    holder = ref.layer.parametrizations[ref.name] if is_parametrized else None  # type: ignore[index]
+
+    def is_own(place: str, module: nn.Module) -> bool:
+        return module is holder or (module is ref.layer and place.rpartition(".")[2] == ref.name)
+
+    found = [place for parameter in ref.parameters for place in places[id(parameter)]]
+    return next((f"tied to {place!r}" for place, module in found if not is_own(place, module)), None)

@@ -86,7 +86,7 @@ class WeightRef(NamedTuple):
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimizer trains: the weight itself, or the originals of its parametrization."""
         originals = f"parametrizations.{self.name}."
-        named = self.layer.named_parameters()
+        named = self.layer.named_parameters(remove_duplicate=False)  # a layer may hold one parameter under two names
         return [parameter for name, parameter in named if name == self.name or name.startswith(originals)]
 
     @torch.no_grad()

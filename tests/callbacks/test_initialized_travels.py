@@ -9,7 +9,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lcw_lightning import EdgeOfChaosInitCallback, MinibatchInitCallback, ShiftMonitor, constrain, fold, mark_fresh
+from lcw_lightning import (
+    ConstraintCallback,
+    EdgeOfChaosInitCallback,
+    MinibatchInitCallback,
+    ShiftMonitor,
+    constrain,
+    convert_,
+    fold,
+    mark_fresh,
+)
 from lcw_lightning.callbacks import returned
 from lcw_lightning.weights.freshness import INITIALIZED
 
@@ -105,6 +114,16 @@ def test_a_skipped_first_batch_leaves_the_callback_waiting(initialize, make_spar
 
 
 @initializing
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_run_of_skipped_batches_leaves_the_weights_as_they_were_drawn(initialize, make_sparse, make_trainer, loader):
+    project = make_sparse()
+    before = copy.deepcopy(project.state_dict())
+    project.training_step = lambda batch, batch_idx: None
+    make_trainer(initialize()).fit(project, loader)  # at the edge of chaos weights are drawn before the forward pass
+    assert all(torch.equal(before[name], tensor) for name, tensor in project.state_dict().items())
+
+
+@initializing
 @pytest.mark.filterwarnings("ignore:the first batch did not reach")
 def test_training_by_hand_that_reaches_no_layer_is_not_taken_back(initialize, make_sparse, make_trainer, loader):
     project, steps = make_sparse(optimizer_kwargs={"lr": 0.01}), []
@@ -197,3 +216,25 @@ def test_the_monitor_counts_batches_where_the_global_step_stands_still(make_spar
     trainer.fit(stepping_by_hand(make_sparse()), loader)
     rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     assert len(rows) - 1 == (len(loader) + 1) // 2
+
+
+@initializing
+def test_a_module_that_was_trained_under_a_constraint_is_not_initialized(initialize, make_sparse, make_trainer, loader):
+    project = make_sparse()
+    make_trainer(ConstraintCallback()).fit(project, loader)
+    trained = project.head.weight.detach().clone()
+    project.configure_optimizers = lambda: torch.optim.SGD(project.parameters(), lr=0.0)
+    make_trainer(ConstraintCallback(), initialize()).fit(project, loader)
+    assert torch.equal(project.head.weight, trained)
+
+
+@initializing
+def test_a_converted_network_is_not_initialized_wherever_it_stands(initialize, make_sparse, make_trainer, loader):
+    project = make_sparse(optimizer_kwargs={"lr": 0.0})
+    convert_(project.body, torch.randn(32, 8))
+    converted = project.body[0].weight.detach().clone()
+    make_trainer(initialize()).fit(project, loader)
+    assert torch.equal(project.body[0].weight, converted)
+    mark_fresh(project)
+    make_trainer(initialize()).fit(project, loader)
+    assert not torch.equal(project.body[0].weight, converted)

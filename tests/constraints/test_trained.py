@@ -75,13 +75,13 @@ def cnn(activation):
 def test_a_network_trained_plain_raises_it_in_some_layer(make, activation):
     torch.manual_seed(0)
     network, (images, labels) = make(activation), digits()
-    assert trained_evidence(network) == ""
+    assert trained_evidence(network, named_weights(network)) == ""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(400):
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()
         optimizer.step()
-    assert trained_evidence(network).startswith("projection takes ")
+    assert trained_evidence(network, named_weights(network)).startswith("projection takes ")
     taken = taken_by_projection(named_weights(network))
     assert taken[0].is_alarming
     assert [each.is_alarming for each in taken] == sorted((each.is_alarming for each in taken), reverse=True)
@@ -90,7 +90,7 @@ def test_a_network_trained_plain_raises_it_in_some_layer(make, activation):
 def test_batches_that_a_norm_has_seen_are_evidence_too():
     network = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     network(torch.randn(4, 8))
-    assert trained_evidence(network) == "its BatchNorm layers have seen 1 batches"
+    assert trained_evidence(network, named_weights(network)) == "its BatchNorm layers have seen 1 batches"
 
 
 class TestFit:

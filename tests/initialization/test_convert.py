@@ -490,3 +490,21 @@ def test_what_is_converted_folds_and_trains():
     torch.testing.assert_close(fold(model)(IMAGES), model(IMAGES))
     model.train()(IMAGES).square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class ActivatedNorm(nn.BatchNorm1d):
+    """Names its input otherwise than torch, as libraries of networks do."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+def test_a_norm_of_a_class_of_its_own_follows_too():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 16, bias=False), ActivatedNorm(16), nn.Linear(16, 3)).double()
+    images = torch.rand(64, 8, dtype=torch.float64) + 1
+    network(images)
+    network.eval()
+    before = network(images).mean(0)
+    convert_(network, images)
+    torch.testing.assert_close(network(images).mean(0), before)

@@ -137,3 +137,9 @@ def test_what_is_no_class_of_modules_is_refused(given):
 def test_a_third_dimension_for_units_is_refused():
     with pytest.raises(ValueError, match="unit_dim of RowUnits is 0"):
         register_layer_type(RowUnits, unit_dim=2)
+
+
+@pytest.mark.parametrize("name", ["", "w*", "layer.kernel"])
+def test_what_is_no_name_of_a_parameter_is_refused(name):
+    with pytest.raises(ValueError, match=r"needs the name of a parameter of RowUnits, got"):
+        register_layer_type(RowUnits, weight=name)
