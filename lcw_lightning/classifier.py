@@ -14,9 +14,10 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from lcw_lightning.checkpoints.initialized import is_initialized_in
 from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.compat import is_made_by_cli
-from lcw_lightning.weights.freshness import is_initialized_in, mark_initialized
+from lcw_lightning.weights.freshness import mark_initialized
 
 __all__ = ["GeometricDecay", "ImageClassifier"]
 

@@ -15,10 +15,11 @@ from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.puts_back import PutsBack
 from lcw_lightning.callbacks.returned import Initialized, is_initialized_elsewhere, send_initialized
 from lcw_lightning.callbacks.twins import is_a
+from lcw_lightning.checkpoints.initialized import is_initialized_in
 from lcw_lightning.constraints.trained import trained_evidence
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
-from lcw_lightning.weights.freshness import INITIALIZED, is_initialized, is_initialized_in, mark_initialized
+from lcw_lightning.weights.freshness import INITIALIZED, is_initialized, mark_initialized
 from lcw_lightning.weights.selection import listed, select_weights
 
 __all__ = ["FirstBatchInit"]
@@ -137,10 +138,10 @@ class FirstBatchInit(PutsBack):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._meet("at the end of the batch")
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._waiting is None:
             return
-        self._meet("at the end of the batch")
         if self._waiting and len(self._waiting) == self._num_armed:
             # In manual optimization nothing tells a skipped batch from one that has trained, which must not be undone.
             is_skipped = pl_module.automatic_optimization and not self._is_trained

@@ -61,10 +61,10 @@ def trained_evidence(model: nn.Module, weights: Mapping[str, WeightRef]) -> str:
 
     Example:
         >>> layer = nn.Linear(64, 10)
-        >>> trained_evidence(layer, named_weights(layer))
+        >>> trained_evidence(layer, {"weight": WeightRef(layer, "weight")})
         ''
         >>> _ = nn.init.uniform_(layer.weight, 0, 1)
-        >>> trained_evidence(layer, named_weights(layer))
+        >>> trained_evidence(layer, {"weight": WeightRef(layer, "weight")})
         "projection takes 7... % of the squared norm of 'weight', 4... times what it takes from ..."
     """
     if batches := batches_seen(model.modules()):

@@ -1,7 +1,7 @@
 """Compare, before each reduction, at which layer the ranks of a distributed run stand."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from torch import distributed
@@ -35,13 +35,13 @@ def in_step(by_hand: str) -> Iterator[Meet]:
     if not (distributed.is_available() and distributed.is_initialized()):
         yield alone
         return
-    group = cast(distributed.ProcessGroup, distributed.new_group(backend="gloo"))
+    group = _group()
 
     def meet(place: str) -> None:
         places: list[Any] = [None] * distributed.get_world_size(group)
         distributed.all_gather_object(places, place, group)
         if len(set(places)) > 1:
-            raise RuntimeError(
+            raise _ApartError(
                 "all ranks must take the same layers in the first batch, which initializes their weights, but they are "
                 f"{_by_rank(places)}; {by_hand} before fit and leave the callback out: DDP sends the weights of rank 0 "
                 "to all ranks."
@@ -49,8 +49,33 @@ def in_step(by_hand: str) -> Iterator[Meet]:
 
     try:
         yield meet
-    finally:
-        distributed.destroy_process_group(group)
+    except _ApartError:
+        raise  # as on all ranks
+    except BaseException as error:
+        with suppress(RuntimeError):  # the others wait at their next place
+            meet(f"ended by {type(error).__name__}")
+        raise
+    meet("at the end")
+
+
+class _ApartError(RuntimeError):
+    """Ranks stand at different places."""
+
+
+def _group() -> distributed.ProcessGroup:
+    """Return this package's own process group, which lasts as long as the default group.
+
+    It is not destroyed after use: in torch 2.6 the thread of a gloo group may then wait for the interpreter, and the
+    interpreter for that thread.
+    """
+    default = distributed.group.WORLD
+    if _GROUPS.get("default") is not default:
+        _GROUPS.update(default=default, ours=distributed.new_group(backend="gloo"))
+    return cast(distributed.ProcessGroup, _GROUPS["ours"])
+
+
+_GROUPS: dict[str, Any] = {}
+"""The default group of now, and this package's own beside it."""
 
 
 def _by_rank(places: list[str]) -> str:

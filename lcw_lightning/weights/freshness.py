@@ -1,13 +1,8 @@
 """Whether a network's weights are freshly drawn, or were rescaled, trained or loaded."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
-from lcw_lightning.compat import num_trained_batches
-
-__all__ = ["INITIALIZED", "is_initialized", "is_initialized_in", "mark_fresh", "mark_initialized"]
+__all__ = ["INITIALIZED", "is_initialized", "mark_fresh", "mark_initialized"]
 
 INITIALIZED = "lcw_lightning_initialized"
 """The key of the fact in a callback's state, and in checkpoints that ImageClassifier of version 0.1.0 wrote."""
@@ -44,19 +39,3 @@ def is_initialized(model: nn.Module) -> bool:
     A part may be a converted network, or a module that was loaded from a checkpoint.
     """
     return any(_MARK in vars(part) for part in model.modules())
-
-
-def is_initialized_in(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint's weights were initialized from a batch, loaded, or trained.
-
-    A callback of this package has put the fact into its state; a run without one has trained steps or batches.
-
-    Example:
-        >>> is_initialized_in({"global_step": 0, "callbacks": {"MinibatchInitCallback": {INITIALIZED: True}}})
-        True
-        >>> is_initialized_in({"global_step": 0, "callbacks": {}})  # as Lightning's tuners write
-        False
-    """
-    states = [checkpoint, *checkpoint.get("callbacks", {}).values()]
-    is_marked = any(isinstance(state, Mapping) and bool(state.get(INITIALIZED)) for state in states)
-    return is_marked or checkpoint.get("global_step") != 0 or num_trained_batches(checkpoint) > 0

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lcw_lightning import EdgeOfChaosInitCallback, MinibatchInitCallback, minibatch_init_
+from lcw_lightning import ConstraintCallback, EdgeOfChaosInitCallback, MinibatchInitCallback, minibatch_init_
 from lcw_lightning.callbacks import first_batch
 from lcw_lightning.initialization.ranks import alone
 
@@ -48,7 +48,7 @@ class Project(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def fit_on_rank(rank, callback, paths, by_hand=False, before_fit=False, compares=True):
+def fit_on_rank(rank, callback, paths, by_hand=False, before_fit=False, compares=True, others=()):
     """Return what a rank raised, and its weights before and after one step."""
     warnings.simplefilter("ignore")
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -65,7 +65,7 @@ def fit_on_rank(rank, callback, paths, by_hand=False, before_fit=False, compares
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     trainer = Trainer(
         accelerator="cpu", devices=len(paths), strategy=DDPStrategy(find_unused_parameters=True), max_steps=1,
-        callbacks=[CALLBACKS[callback]()] if callback else [], logger=False, enable_checkpointing=False,
+        callbacks=[*([CALLBACKS[callback]()] if callback else []), *others], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     message = None
@@ -108,6 +108,15 @@ def test_a_rank_that_skips_the_batch_ends_in_the_same_error(callback, on_ranks):
     for rank in ranks:
         assert "at the end of the batch (rank 0), at 'first.weight' (rank 1)" in rank["message"]
         assert f"{ADVICE[callback]}(module, inputs) before fit and leave the callback out" in rank["message"]
+        assert equal(rank["after"], rank["before"])
+
+
+def test_a_rank_that_skips_the_batch_keeps_its_weights_beside_other_callbacks(on_ranks):
+    others = [ConstraintCallback("lcw")]  # which lets go of what it keeps when the batch ends
+    ranks = on_ranks(2, fit_on_rank, "edge-of-chaos", [(), WHOLE], True, False, True, others)
+    for rank in ranks:
+        assert "at the end of the batch (rank 0), at 'first.weight' (rank 1)" in rank["message"]
+        assert rank["after"].keys() == rank["before"].keys()
         assert equal(rank["after"], rank["before"])
 
 
