@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from argparse import Action
 
     from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelPruning
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "global_module_hooks",
     "hooks_after_load",
     "hooks_before_load",
+    "hooks_before_saving",
     "is_cached",
     "is_compiled_here",
     "is_made_by_cli",
@@ -40,6 +42,7 @@ __all__ = [
     "module_versions",
     "num_trained_batches",
     "option",
+    "pruned_parameters",
     "saves_by_hooks",
     "starts_processes",
     "subcommand_parser",
@@ -111,6 +114,11 @@ def hooks_before_load(module: nn.Module) -> dict[int, Any]:
     return module._load_state_dict_pre_hooks
 
 
+def hooks_before_saving(module: nn.Module) -> dict[int, Any]:
+    """Return the dict of ``register_state_dict_pre_hook``, whose values are the functions given."""
+    return module._state_dict_pre_hooks
+
+
 def hooks_after_load(module: nn.Module) -> dict[int, Any]:
     """Return the dict of ``register_load_state_dict_post_hook``, whose values are the functions given."""
     hooks: dict[int, Any] = module._load_state_dict_post_hooks
@@ -137,6 +145,11 @@ def starts_processes(trainer: "Trainer") -> bool:
     """Return whether Lightning starts a run's processes from this one, as ``ddp_spawn`` and notebooks do."""
     # By name: pytorch_lightning has a class of its own.
     return any(base.__name__ == "_MultiProcessingLauncher" for base in type(trainer.strategy.launcher).__mro__)
+
+
+def pruned_parameters(callback: "ModelPruning") -> list[tuple[nn.Module, str]]:
+    """Return the module and the name of each parameter that ModelPruning was told to prune, or has found in setup."""
+    return list(callback._parameters_to_prune or ())
 
 
 def num_trained_batches(checkpoint: Mapping[str, Any]) -> int:

@@ -246,6 +246,28 @@ def test_a_module_compiled_in_place_is_seen():
     assert compat.module_hooks(layer)
 
 
+@pytest.mark.parametrize("named", [[], [(nn.Linear(2, 2), "weight")]], ids=["all", "named"])
+def test_the_parameters_that_a_pruning_callback_was_given_are_found(named):
+    from lightning.pytorch.callbacks import ModelPruning
+
+    callback = ModelPruning("l1_unstructured", parameters_to_prune=named)
+    assert compat.pruned_parameters(callback) == named
+
+
+def test_hooks_before_saving_are_found_and_can_be_taken_away():
+    layer, calls = nn.Linear(2, 2), []
+
+    def note(*_):
+        calls.append(1)
+
+    layer.register_state_dict_pre_hook(note)
+    ((key, hook),) = compat.hooks_before_saving(layer).items()
+    assert hook is note
+    del compat.hooks_before_saving(layer)[key]
+    layer.state_dict()
+    assert calls == []
+
+
 def test_a_block_that_caches_weights_is_seen():
     assert not compat.is_cached()
     with parametrize.cached():

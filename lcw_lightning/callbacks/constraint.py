@@ -15,6 +15,7 @@ from lcw_lightning.callbacks.constraint_checks import (
     check_averaging,
     check_nothing_dropped,
     check_optimizers,
+    check_pruning,
     check_strategy,
     check_trained_alike,
     load_optimizers,
@@ -88,11 +89,12 @@ class ConstraintCallback(PutsBack):
     Raises:
         ValueError: At construction, if ``project`` does not support the kind. At setup, if a pattern matches no weight,
             or only weights that cannot be constrained, a weight is under another constraint, weight averaging copies
-            the module before its layers are built, or ``project`` is used with a strategy that flattens parameters. At
-            the loading of a checkpoint, if it does not fit, has another basis, kind or method, or holds the optimizer
-            state of plain weights. At train start, if a selected weight was created too late to be constrained, no
-            optimizer trains a constrained weight (as with an optimizer made before the module was constrained), or its
-            optimizer has stepped before the weight was constrained.
+            the module before its layers are built, ModelPruning prunes weights that are to be constrained, or
+            ``project`` is used with a strategy that flattens parameters. At the loading of a checkpoint, if it does not
+            fit, has another basis, kind or method, or holds the optimizer state of plain weights. At train start, if a
+            selected weight was created too late to be constrained, no optimizer trains a constrained weight (as with an
+            optimizer made before the module was constrained), or its optimizer has stepped before the weight was
+            constrained.
 
     Warns:
         UserWarning: ``kind`` is none, but the module that is fitted is constrained; or a module is evaluated that a fit
@@ -137,8 +139,7 @@ class ConstraintCallback(PutsBack):
         if self.kind == "none":
             warn_of_constraints(pl_module)
             return
-        if self.method == "project":
-            check_strategy(trainer)
+        check_strategy(trainer, self.method)
         check_averaging(trainer, pl_module)
         once_built(self._overrides, trainer, pl_module, partial(self._constrain, trainer, pl_module))
         if is_complete(trainer, pl_module):
@@ -216,6 +217,7 @@ class ConstraintCallback(PutsBack):
 
     def _constrain(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plan = self._plan(pl_module)
+        check_pruning(trainer, plan.weights.values())
         new = {name: ref for name, ref in plan.weights.items() if kind_of(ref) == "none"}
         if not loads_after_wrapping(trainer):
             self.keep(pl_module).push(partial(_release_if_it_fails, new))

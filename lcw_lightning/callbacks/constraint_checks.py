@@ -1,21 +1,22 @@
 """Check that a run can keep a constraint: when its layers are built, what copies it, what trains its weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
 from lcw_lightning.callbacks.twins import is_a, is_overridden
 from lcw_lightning.checkpoints.record import Record, parametrization_key
+from lcw_lightning.compat import pruned_parameters
 from lcw_lightning.constraints.constrain import constrained_weights
-from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.constraints.kinds import Method, kind_of
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.weights.selection import listed
-from lcw_lightning.weights.weight_ref import named_weights
+from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
 __all__ = [
     "AVERAGING",
@@ -23,6 +24,7 @@ __all__ = [
     "check_averaging",
     "check_nothing_dropped",
     "check_optimizers",
+    "check_pruning",
     "check_strategy",
     "check_trained_alike",
     "load_optimizers",
@@ -54,13 +56,32 @@ def check_averaging(trainer: Trainer, pl_module: LightningModule) -> None:
             )
 
 
-def check_strategy(trainer: Trainer) -> None:
-    """Raise if the strategy flattens the parameters of layers.
+def check_pruning(trainer: Trainer, weights: Collection[WeightRef]) -> None:
+    """Raise if a callback prunes weights that are to be constrained.
+
+    Raises:
+        ValueError: ModelPruning prunes them. A pruned weight does not sum to zero, and one that a parametrization
+            computes stays unpruned in silence.
+    """
+    places = {(id(ref.layer), ref.name) for ref in weights}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if is_a(callback, ModelPruning):
+            chosen = pruned_parameters(callback)  # none: all that it finds, once it is set up
+            if not chosen or not places.isdisjoint((id(layer), name) for layer, name in chosen):
+                raise ValueError(
+                    "ModelPruning and ConstraintCallback take the same weights, but a pruned weight does not sum to "
+                    "zero; prune fold(module) after the fit, or let parameters_to_prune and exclude name the same "
+                    "weights."
+                )
+
+
+def check_strategy(trainer: Trainer, method: Method) -> None:
+    """Raise if the strategy flattens the parameters of layers that projection holds.
 
     Raises:
         ValueError: The strategy keeps parameters in flat buffers, where gradients cannot be centred weight by weight.
     """
-    if is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
+    if method == "project" and is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
         raise ValueError(
             f"method='project' centres the gradients of weights, but {type(trainer.strategy).__name__} flattens them; "
             "take ModelParallelStrategy (FSDP2) or DDP."

@@ -8,7 +8,7 @@ from torch import nn
 
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, kind_of
 from lcw_lightning.constraints.plan import plan_constraints
-from lcw_lightning.constraints.projection import hold_zero_sum_
+from lcw_lightning.constraints.projection import hold_zero_sum_, is_projected
 from lcw_lightning.constraints.registration import obstacle_to, register_constraint
 from lcw_lightning.weights.plan import Plan
 from lcw_lightning.weights.selection import listed
@@ -29,15 +29,16 @@ def constrain(
 
     Copies and pickles of the model stay constrained. With ``method="project"`` an ``lcw`` weight stays an ordinary
     parameter: its gradient is centred per unit as it accumulates, so before clipping and before DDP reduces, and the
-    weight itself after each step of a :class:`torch.optim.Optimizer` and after loading a state dict. The first such
-    call in a process puts a hook on all its optimizers, which after each step centres the projected weights among those
+    weight itself after each step of a :class:`torch.optim.Optimizer`, after loading and before saving a state dict, and
+    before a call of its layer if it was written to or the mode has changed since the last. The first such call in a
+    process puts a hook on all its optimizers, which after each step centres the projected weights among those
     that were trained. Under SGD (momentum, weight decay, clipping by norm) weights take the path that they take under
     ``parametrize``, up to rounding. Under Adam and its like the algorithm is another one, projected Adam: moments of
     the centred gradient, weights centred after the step; the same holds for clipping by value. Names, state dicts,
     compiled and exported networks are those of the plain network. :func:`torch.autograd.grad` and
     :func:`torch.func.grad` give the gradient uncentred. If another parameter takes the weight's place, by assignment,
     conversion or ``fully_shard``, it is an ordinary one until a second call, which takes sharded ones, or until a state
-    dict is loaded.
+    dict is loaded. Take a folded network for :func:`torch.jit.script`, which cannot compile the hook.
 
     Args:
         model: Any module. The weights of Linear, Bilinear, convolutions (grouped and transposed too), recurrent layers,
@@ -76,7 +77,7 @@ def constrain(
 
 
 def constrain_as_planned(model: nn.Module, plan: Plan, kind: Kind, method: Method) -> None:
-    """Constrain the weights of a plan that are not constrained yet.
+    """Constrain the weights of a plan, and centre again those that projection holds already.
 
     Raises:
         ValueError: A pattern takes no weight, or a weight is under another constraint. The model is left unchanged.
@@ -90,6 +91,9 @@ def constrain_as_planned(model: nn.Module, plan: Plan, kind: Kind, method: Metho
     plan.check()
     new = {name: ref for name, ref in plan.weights.items() if kind_of(ref) == "none"}
     constrain_weights(model, new, dict.fromkeys(new, kind), new if method == "project" else ())
+    for ref in plan.weights.values():
+        if is_projected(ref):
+            hold_zero_sum_(ref)
 
 
 def constrained_weights(model: nn.Module) -> dict[str, Kind]:

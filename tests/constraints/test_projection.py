@@ -362,10 +362,70 @@ def test_a_weight_that_something_else_computes_by_now_is_left_to_it():
     model = projected()
     prune.l1_unstructured(model[7], "weight", amount=0.5)
     assert "7.weight" not in constrained_weights(model)
-    drawn = {key: torch.rand_like(value) for key, value in model.state_dict().items()}
+    with pytest.warns(
+        UserWarning, match=r"Linear.weight zero-sum, but a hook, such as that of pruning, computes it.*fold"
+    ):
+        drawn = {key: torch.rand_like(value) for key, value in model.state_dict().items()}
     model.load_state_dict(copy.deepcopy(drawn))
     assert torch.equal(model[7].weight_orig, drawn["7.weight_orig"])
     assert not torch.equal(model[5].weight, drawn["5.weight"])
+
+
+def draw_again(model):
+    for layer in model.modules():
+        if weights := [p for name, p in layer.named_parameters(recurse=False) if "weight" in name]:
+            nn.init.uniform_(weights[0], 0.5, 1.0)
+
+
+def averages_outside(model):
+    """Write what schedule-free optimizers evaluate: an interpolation with a copy that is no longer zero-sum."""
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.lerp_(parameter + 0.5, 0.3)
+
+
+def averages_by_data(model):
+    for parameter in model.parameters():
+        parameter.data.lerp_(parameter.data + 0.5, 0.3)
+
+
+WRITES = {"drawn again": draw_again, "lerp_": averages_outside, "by .data, and another mode": averages_by_data}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("use", ["evaluated", "saved", "constrained again", "copied and evaluated"])
+def test_a_weight_that_was_written_to_is_zero_sum_when_it_is_used(residual, write, use):
+    model, inputs = projected(), torch.rand(4, 2, 5, 5, dtype=torch.float64)
+    model(inputs)
+    write(model)
+    assert residual(model) > 0.1
+    used = copy.deepcopy(model) if "copied" in use else model
+    if use == "constrained again":
+        constrain(model, method="project")
+    else:
+        with pytest.warns(UserWarning, match=r"something wrote values to it that do not sum to zero.*centred now"):
+            used.state_dict() if use == "saved" else used.eval()(inputs)
+    assert residual(used) < 1e-14
+
+
+def test_control_a_released_network_keeps_what_is_written(residual):
+    model = projected()
+    remove_constraints_(model)
+    draw_again(model)
+    model(torch.rand(4, 2, 5, 5, dtype=torch.float64))
+    assert residual(model) > 0.1
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_forward_pass_writes_to_no_weight_that_is_zero_sum(mode):
+    model = getattr(projected(), mode)()
+    model(torch.rand(4, 2, 5, 5, dtype=torch.float64))
+    before = [(parameter._version, parameter.clone()) for parameter in model.parameters()]
+    for _ in range(2):
+        model(torch.rand(4, 2, 5, 5, dtype=torch.float64))
+    for parameter, (version, value) in zip(model.parameters(), before, strict=True):
+        assert parameter._version == version
+        assert torch.equal(parameter, value)
 
 
 def test_a_step_of_rate_zero_changes_no_bit():
