@@ -28,7 +28,8 @@ def plan_constraints(
     this way among them, ``plan.left_out`` the reasons for the others, and ``plan.share`` is the part of the numbers in
     the model's matrices that is constrained. A weight is left out that
 
-    - is frozen now, even if it thaws later, or lazy;
+    - is frozen now, even if it thaws later, or lazy. (A momentum teacher, a frozen copy of one trained submodule, is
+      constrained as its original is.)
     - has fan_in 1, under ``lcw`` and ``cwn``: zero is its only zero-sum value;
     - is tied to another;
     - is zero, under ``sn``;

@@ -95,8 +95,9 @@ def convert_(
     if kind == "none":
         return model
     plan.check()
-    values = {ref: _value_under(ref, kind) for ref in plan.weights.values() if kind_of(ref) == "none"}
-    means = MeanRestoration(model, plan.weights, values)
+    weights = {name: ref for name, ref in plan.weights.items() if name not in plan.copies}
+    values = {ref: _value_under(ref, kind) for ref in weights.values() if kind_of(ref) == "none"}
+    means = MeanRestoration(model, weights, values)
     if values:
         with torch.no_grad(), restored(model), _evaluating(model), eager_mode:
             with undisturbed(model), _hooked(means.shown, means.record):
@@ -105,6 +106,7 @@ def convert_(
                 model(*inputs)
     constrain_as_planned(model, plan, kind, method)
     means.apply_changes()
+    plan.renew_copies_()
     mark_initialized(model)
     if plan.left_out:
         warnings.warn(plan.summary, stacklevel=2)

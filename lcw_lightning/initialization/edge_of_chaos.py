@@ -7,18 +7,16 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lcw_lightning.compat import is_transformed
-from lcw_lightning.constraints.kinds import is_zero_sum
+from lcw_lightning.initialization.drawing import draw_with_copies_
 from lcw_lightning.initialization.edge_of_chaos_plan import Draw, EdgeOfChaosLayer, edge_of_chaos_layers
 from lcw_lightning.initialization.limits import Operands, UnscalableError, first_tensor
 from lcw_lightning.initialization.outcome import Outcome
-from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
 from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
 from lcw_lightning.initialization.rescaling import (
-    assign_weight_,
     check_response,
     computes_as_torch,
     forget_used_weights,
@@ -29,8 +27,9 @@ from lcw_lightning.initialization.rescaling import (
 )
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.theory.gaussian import Function
+from lcw_lightning.weights.copies import copy_layer_, equals
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
-from lcw_lightning.weights.weight_ref import WeightRef, units_first
+from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["BY_HAND", "draw_and_match_on_first_forward", "edge_of_chaos_init_", "new_drawing"]
 
@@ -59,8 +58,8 @@ def draw_and_match_on_first_forward(
     """
     outcome = new_drawing() if outcome is None else outcome
     layers = edge_of_chaos_layers(model, activation, q, weights, include, exclude, outcome)
-    matching = _FirstLayerHook(layers, q, outcome, meet)
-    _draw(matching.waiting, weights)
+    copies = draw_with_copies_(model, layers, weights, outcome)
+    matching = _FirstLayerHook(layers, q, outcome, meet, equals(copies))
     outcome.changed |= layers.keys()
     try:
         for name, waiting in matching.waiting.items():
@@ -96,10 +95,11 @@ def edge_of_chaos_init_(
     minibatch is ``q``. The first layer is the one of these layers that is called first in one call ``model(*inputs)``,
     without gradients and in the current modes of the modules. Buffers are restored.
 
-    Weights that require no gradient, recurrent layers, attention, Bilinear, embeddings and norms do not change. Draws
-    use torch's global random number generator on the weight's device, so ``torch.manual_seed`` repeats them. Under an
-    initialized :mod:`torch.distributed` default group every rank must call this function; all ranks get the weights of
-    rank 0, matched to the union of all ranks' minibatches.
+    Weights that require no gradient (but for those of a momentum teacher, which follow the student's), recurrent
+    layers, attention, Bilinear, embeddings and norms do not change. Draws use torch's global random number generator on
+    the weight's device, so ``torch.manual_seed`` repeats them. Under an initialized :mod:`torch.distributed` default
+    group every rank must call this function; all ranks get the weights of rank 0, matched to the union of all ranks'
+    minibatches.
 
     Args:
         model: Any module; constrain it first. Constrained weights stay constrained.
@@ -162,8 +162,16 @@ def new_drawing() -> Outcome:
 class _FirstLayerHook:
     """The hook that scales the weight of the layer that is called first."""
 
-    def __init__(self, waiting: dict[str, EdgeOfChaosLayer], q: float, outcome: Outcome, meet: Meet) -> None:
+    def __init__(
+        self,
+        waiting: dict[str, EdgeOfChaosLayer],
+        q: float,
+        outcome: Outcome,
+        meet: Meet,
+        equals: Mapping[str, list[str]],
+    ) -> None:
         self.waiting = waiting
+        self.equals = equals
         self.q = q
         self.outcome = outcome
         self.meet = meet
@@ -180,6 +188,7 @@ class _FirstLayerHook:
         self.meet(f"at {name!r}")
         self.disarm()
         ref, _, sigma_b = self.waiting[name]
+        copies = [self.waiting[copy].ref.layer for copy in self.equals.get(name, ())]
         self.waiting.clear()
 
         def run() -> Tensor | None:
@@ -189,6 +198,8 @@ class _FirstLayerHook:
         try:
             factor = _matching_factor(ref, name, first_tensor((args, kwargs)), run, self.q - sigma_b**2)
             scale_weight_(ref, name, factor)
+            for copy in copies:
+                copy_layer_(layer, copy)
         except UnscalableError as reason:
             raise ValueError(
                 f"edge_of_chaos_init_ cannot match {name!r}, the first layer, to the first minibatch: {reason}; look "
@@ -225,38 +236,3 @@ def _matching_factor(
     if not computes_as_torch(ref):
         check_response(ref, z, run)
     return cast(Tensor, factor)
-
-
-@torch.no_grad()
-def _draw(layers: Mapping[str, EdgeOfChaosLayer], weights: Draw) -> None:
-    drawn: set[int] = set()
-    for name, (ref, sigma_w, sigma_b) in layers.items():
-        parameters = {id(parameter) for parameter in ref.parameters}
-        if drawn.isdisjoint(parameters):  # otherwise it is tied to a weight that is already drawn
-            drawn |= parameters
-            assign_weight_(ref, name, sigma_w * _of_rank_zero(_unit_weight(ref, weights)))
-        bias = getattr(ref.layer, "bias", None)
-        if isinstance(bias, nn.Parameter) and bias.requires_grad:
-            bias.copy_(sigma_b * _of_rank_zero(torch.randn(bias.shape, **_precise(bias))))
-
-
-def _unit_weight(ref: WeightRef, weights: Draw) -> Tensor:
-    """Draw a weight whose units have mean square norm 1."""
-    groups = ref.transposed_groups
-    if weights == "delta_orthogonal":
-        rows = orthogonal_rows(ref.num_units, ref.num_channels, is_zero_sum(ref), **_precise(ref.value))
-        by_unit = at_centre(rows, *getattr(ref.layer, "kernel_size", ()))
-    else:
-        rows = gaussian_rows(ref.num_units, ref.fan_in, is_zero_sum(ref), **_precise(ref.value))
-        by_unit = rows.view((units_first(ref.value, groups) if groups else ref.value).shape)
-    return units_first(by_unit, groups) if groups else by_unit  # which is its own inverse
-
-
-def _of_rank_zero(draw: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.broadcast(draw, src=0)
-    return draw
-
-
-def _precise(like: Tensor) -> dict[str, Any]:
-    return {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}

@@ -1,6 +1,6 @@
 """The hooks that rescale each layer on the first input that it gets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from lcw_lightning.initialization.limits import UnscalableError, first_tensor
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.ranks import Meet
 from lcw_lightning.initialization.rescaling import computes_as_torch, forget_used_weights, rescale_layer_, zeroed
+from lcw_lightning.weights.copies import copy_layer_, equals
 from lcw_lightning.weights.restoring import undisturbed
 from lcw_lightning.weights.weight_ref import WeightRef
 
@@ -31,21 +32,30 @@ class Rescaling:
         target_std: Of the preactivations.
         by_unit: Whether each unit has its own factor.
         meet: Compares the ranks' places before a layer is rescaled.
+        copies: By the name of each waiting copy, that of its original: whichever is called first rescales both.
     """
 
     def __init__(
-        self, waiting: dict[str, WeightRef], outcome: Outcome, target_std: float, by_unit: bool, meet: Meet
+        self,
+        waiting: dict[str, WeightRef],
+        outcome: Outcome,
+        target_std: float,
+        by_unit: bool,
+        meet: Meet,
+        copies: Mapping[str, str],
     ) -> None:
         self.waiting = waiting
         self.outcome = outcome
         self.target_std = target_std
         self.by_unit = by_unit
         self.meet = meet
+        self.equals = equals(copies)
         # Decided now, since a training step may freeze a network for a while, as in adversarial training.
         self.biases = {
             name: bias
             for name, ref in self.waiting.items()
-            if isinstance(bias := getattr(ref.layer, "bias", None), Tensor) and bias.requires_grad
+            if isinstance(bias := getattr(ref.layer, "bias", None), Tensor)
+            and self.waiting[copies.get(name, name)].layer.bias.requires_grad
         }
         self.handles: dict[str, list[RemovableHandle]] = {}
         self.calling: set[str] = set()  # layers whose own call has begun
@@ -132,12 +142,22 @@ class Rescaling:
                 done = rescale_layer_(ref, name, z, inputs, bias, self.target_std, self.by_unit, again)
         except UnscalableError as reason:
             self.outcome.leave(name, str(reason))
+            self.repeat(name)
             return None
         finally:
             forget_used_weights()
         self.rescaled |= dict.fromkeys(self.parameters(name), name)
         self.outcome.add(name, done.factor, done.varies)
+        self.repeat(name)
         return done.output(z, ref.channel_dim) if z is not None and self.is_linear(name) else None
+
+    def repeat(self, name: str) -> None:
+        """Do to the copies of a layer what was done to it."""
+        for copy in [other for other in self.equals.get(name, ()) if other in self.waiting]:
+            copy_layer_(self.waiting[name].layer, self.waiting[copy].layer)
+            self.rescaled |= dict.fromkeys(self.parameters(copy), copy) if name in self.outcome.factors else {}
+            self.outcome.repeat(name, copy)
+            self.disarm(copy)
 
     def parameters(self, name: str) -> list[int]:
         """Return the ids of the parameters that hold a weight."""

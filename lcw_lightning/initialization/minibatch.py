@@ -15,6 +15,7 @@ from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_s
 from lcw_lightning.initialization.rescaling import is_scalable
 from lcw_lightning.initialization.uncalled import RescaleUncalled
 from lcw_lightning.observation.compiled import eager_mode
+from lcw_lightning.weights.copies import momentum_copies
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.selection import select_weights
 from lcw_lightning.weights.weight_ref import WeightRef
@@ -65,9 +66,10 @@ def rescale_on_first_forward(
     its dtype, or would be changed by a foreign parametrization. With a factor for each unit, units that do not vary are
     left alone.
 
-    Only weights that require a gradient are rescaled. Under an initialized :mod:`torch.distributed` default group every
-    rank must call this function, and the statistics are those of the union of all ranks' minibatches. Compiled networks
-    run eagerly.
+    Only weights that require a gradient are rescaled, and with them their copies in momentum teachers: see
+    :func:`~lcw_lightning.weights.copies.momentum_copies`. Under an initialized :mod:`torch.distributed` default group
+    every rank must call this function, and the statistics are those of the union of all ranks' minibatches. Compiled
+    networks run eagerly.
 
     Args:
         model: Any module; its Linear layers and convolutions are rescaled. Recurrent layers, attention and Bilinear
@@ -88,8 +90,8 @@ def rescale_on_first_forward(
     """
     _check_settings(target_std, granularity)
     outcome = new_outcome() if outcome is None else outcome
-    waiting = _refs_to_rescale(model, include, exclude, outcome)
-    rescaling = Rescaling(waiting, outcome, target_std, granularity == "unit", meet)
+    waiting, copies = _refs_to_rescale(model, include, exclude, outcome)
+    rescaling = Rescaling(waiting, outcome, target_std, granularity == "unit", meet, copies)
     try:
         for name in rescaling.waiting:
             rescaling.arm(name)
@@ -160,14 +162,15 @@ def new_outcome() -> Outcome:
 
 def _refs_to_rescale(
     model: nn.Module, include: Sequence[str], exclude: Sequence[str], outcome: Outcome
-) -> dict[str, WeightRef]:
+) -> tuple[dict[str, WeightRef], dict[str, str]]:
     refs = select_weights(model, include, exclude)
-    outcome.left |= {name: obstacle for name, ref in refs.items() if (obstacle := _obstacle(ref))}
+    copies = {copy: original for copy, original in momentum_copies(model).items() if {copy, original} <= refs.keys()}
+    outcome.left |= {name: obstacle for name in refs if (obstacle := _obstacle(refs[copies.get(name, name)]))}
     waiting = {name: ref for name, ref in refs.items() if name not in outcome.left}
     for name, ref in waiting.items():
         if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
             raise ValueError(f"{name!r} is sharded; call minibatch_init_() before fully_shard().")
-    return waiting
+    return waiting, {copy: original for copy, original in copies.items() if copy in waiting}
 
 
 def _obstacle(ref: WeightRef) -> str | None:

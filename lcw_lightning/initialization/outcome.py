@@ -1,6 +1,7 @@
 """What an initialization did to each layer: by which factor it was rescaled, or why it was left as it is."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -43,6 +44,12 @@ class Outcome:
         self.factors[name] = factors.min().item(), factors.max().item()
         if num_left := int((~varies).sum()):
             self.partly[name] = f"{num_left} of {len(varies)} units, which do not vary"
+
+    def repeat(self, name: str, copy: str) -> None:
+        """Record of the copy of a layer what is recorded of the layer."""
+        records: tuple[dict[str, Any], ...] = self.factors, self.left, self.partly
+        for record in records:
+            record.update({copy: record[name]} if name in record else {})
 
     def leave(self, name: str, reason: str) -> None:
         """Record why a layer was left, after a look at its minibatch."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from lcw_lightning.weights.copies import copy_layer_, momentum_copies
 from lcw_lightning.weights.layer_types import is_embedding_or_norm, layer_type_of
 from lcw_lightning.weights.restoring import at_rest
 from lcw_lightning.weights.selection import select_names
@@ -54,6 +55,7 @@ class Plan:
         action: What is done to the weights that are taken, for messages, such as the kind of a constraint.
         rows: One for each weight, and one for each matrix in a layer of unknown type.
         include: The patterns that were asked for.
+        copies: By the name of each weight of a momentum teacher, that of the student's weight, with which it is taken.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2).requires_grad_(False))
@@ -67,6 +69,7 @@ class Plan:
     action: str
     rows: Sequence[PlannedWeight]
     include: Sequence[str] = ("*",)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, WeightRef]:
@@ -103,6 +106,11 @@ class Plan:
             matching = [r for r in self.rows if r.obstacle != EXCLUDED and fnmatchcase(r.name, pattern)]
             if matching and all(row.obstacle for row in matching):
                 raise ValueError(f"{self.action}: the pattern {pattern!r} takes no weight: {self._obstacles()}.")
+
+    def renew_copies_(self) -> None:
+        """Give momentum teachers the values that their students have now."""
+        for copy, original in self.copies.items():
+            copy_layer_(self.weights[original].layer, self.weights[copy].layer)
 
     def __str__(self) -> str:
         table = [("weight", "layer", "shape", "plan")]
@@ -144,7 +152,8 @@ def plan_weights(
 ) -> Plan:
     """Plan what is done to the weights that match a glob of ``include`` and none of ``exclude``.
 
-    Left out are tied weights, matrices in layers of unknown type, and those for which ``obstacle`` gives a reason.
+    Left out are tied weights, matrices in layers of unknown type, and those for which ``obstacle`` gives a reason. The
+    frozen weights of a momentum teacher are taken with those of its student, unless ``exclude`` names them.
 
     Args:
         model: Any module; it is not changed.
@@ -160,8 +169,14 @@ def plan_weights(
     unknown = dict(_unknown_matrices(model, known))
     chosen = select_names([*known, *unknown], include, exclude, type(model).__name__)
     places, counted, rows = parameter_places(model), set[int](), []
+    reasons = {n: (tied_to(r, places) or obstacle(r)) if n in chosen else EXCLUDED for n, r in known.items()}
+    copies = {
+        copy: original
+        for copy, original in momentum_copies(model).items()
+        if reasons[original] is None and not any(fnmatchcase(copy, pattern) for pattern in exclude)
+    }
     for name, ref in known.items():
-        reason = (tied_to(ref, places) or obstacle(ref)) if name in chosen else EXCLUDED
+        reason = None if name in copies else reasons[name]
         shape = _shape(ref)
         of_embedding = any(is_embedding_or_norm(module) for p in ref.parameters for _, module in places[id(p)])
         is_counted = not of_embedding and counted.isdisjoint(map(id, ref.parameters))
@@ -170,7 +185,7 @@ def plan_weights(
     for name, (module, parameter) in unknown.items():
         reason = _why_unknown(module) if name in chosen else EXCLUDED
         rows.append(PlannedWeight(name, _class_name(module), tuple(parameter.shape), None, reason, parameter.numel()))
-    return Plan(action, rows, include)
+    return Plan(action, rows, include, copies)
 
 
 def _unknown_matrices(
