@@ -10,21 +10,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import PackedSequence
 
+from lcw_lightning.analysis.condition import condition_of
 from lcw_lightning.analysis.judged import Judged, judged
 from lcw_lightning.analysis.preflight import DepthProfile, monte_carlo
 from lcw_lightning.analysis.report import Report
-from lcw_lightning.analysis.verdict import Condition
-from lcw_lightning.constraints.kinds import is_zero_sum
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
-from lcw_lightning.observation.statistics import Statistic
-from lcw_lightning.weights.plan import EXCLUDED, Plan, plan_weights
+from lcw_lightning.weights.plan import Plan, plan_weights
 from lcw_lightning.weights.restoring import restored, undisturbed
 from lcw_lightning.weights.selection import listed
 
 __all__ = ["analyze", "report_of"]
-
-ZERO_SUM = 1e-3  # the sum of a unit's weights, divided by their norm, counts as zero below this
 
 
 def analyze(
@@ -79,7 +75,8 @@ def analyze(
     with torch.inference_mode(False), torch.enable_grad():
         with undisturbed(network), snapshot.watching():
             value = step()
-        report = report_of(snapshot, value, plan_weights(network, "seen", include, exclude), judged(network, batch))
+        plan = plan_weights(network, "seen", include, exclude)
+        report = report_of(network, snapshot, value, plan, judged(network, batch))
         if redraw is None:
             return report
         with restored(network):
@@ -106,7 +103,7 @@ def _hidden_layers(
     return {name: profile.layers[name] for name in profile.hidden_layers(chosen)}
 
 
-def report_of(snapshot: Snapshot, loss: float | None, plan: Plan, network: Judged) -> Report:
+def report_of(network: nn.Module, snapshot: Snapshot, loss: float | None, plan: Plan, facts: Judged) -> Report:
     """Return the report on a snapshot, once its step is done; the plan knows the layers that cannot be seen.
 
     Raises:
@@ -118,39 +115,8 @@ def report_of(snapshot: Snapshot, loss: float | None, plan: Plan, network: Judge
             f"none of the layers {listed(snapshot.layers)} was called in this forward pass, and a layer whose weights "
             "are read without calling it cannot be watched."
         )
-    condition = Condition(
-        unreached=[name for name in snapshot.layers if name not in statistics],
-        frozen=[
-            name
-            for name, layer in snapshot.layers.items()
-            if not any(parameter.requires_grad for ref in layer.weights.values() for parameter in ref.parameters)
-        ],
-        zero=[name for name, facts in snapshot.facts.items() if not facts.norms.any()],
-        zero_sum=[
-            name
-            for name, row in statistics.items()
-            if row.get(Statistic.CONSTRAINT_RESIDUAL, 1.0) < ZERO_SUM or _sums_to_zero(snapshot.layers[name])
-        ],
-        input_values={name: sums.number for (name, of), sums in snapshot.sums.items() if of == "input"},
-        gradient_values={
-            name: sums.number * len(sums.total)
-            for (name, of), sums in snapshot.sums.items()
-            if of == "preactivation_gradient"
-        },
-        **_coverage(plan),
-    )
-    return Report(statistics, condition, loss, snapshot.values(), judged=network)
-
-
-def _coverage(plan: Plan) -> dict[str, Any]:
-    unknown = {row.name: row.numbers for row in plan.rows if row.ref is None and row.obstacle != EXCLUDED}
-    seen = sum(row.numbers for row in plan.rows if row.ref is not None and row.obstacle != EXCLUDED)
-    return {"unknown": list(unknown), "seen_share": seen / (seen + sum(unknown.values())) if unknown else 1.0}
-
-
-def _sums_to_zero(layer: ObservedLayer) -> bool:
-    """Return whether all weights are under a zero-sum constraint, even if half precision rounds their sums."""
-    return all(is_zero_sum(ref) for ref in layer.weights.values())
+    condition = condition_of(network, snapshot, statistics, plan)
+    return Report(statistics, condition, loss, snapshot.values(), judged=facts)
 
 
 def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:

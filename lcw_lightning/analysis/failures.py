@@ -77,9 +77,11 @@ def no_gradient(statistics: Statistics, condition: Condition) -> Iterator[Findin
     """Report where gradients are exactly zero."""
     none = [layer for layer, row in statistics.items() if row.get(Statistic.GRADIENT_STD) == 0]
     says = f"No gradient at all: dL/dz is exactly zero in {len(none)} of {len(statistics)} layers ({listed(none)})"
-    if none and condition.zero:
-        advice = "zero-initialized layers start like this: analyze a checkpoint from some steps later"
-        yield Finding(f"{says}, because the weights of {listed(condition.zero)} are zero.", (advice,))
+    if none and (condition.zero or condition.zero_gains):
+        advice = "branches that are initialized to zero start like this: analyze a checkpoint from some steps later"
+        gains = f"the gains {listed(condition.zero_gains)}" if condition.zero_gains else ""
+        weights = f"the weights of {listed(condition.zero)}" if condition.zero else ""
+        yield Finding(f"{says}, because {' and '.join(filter(None, (gains, weights)))} are zero.", (advice,))
     elif none:
         yield Finding(f"{says}.", ("look for dead or saturated units, and for numbers that underflow",))
 

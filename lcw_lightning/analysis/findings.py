@@ -18,6 +18,10 @@ class Condition(NamedTuple):
     """Layers none of whose weights requires a gradient."""
     zero: Sequence[str] = ()
     """Layers whose weights are all zero."""
+    zero_gains: Sequence[str] = ()
+    """Gains of norms and of residual branches that are all zero."""
+    sparse: bool = False
+    """Whether the activations are meant to be zero for most inputs: those of ``lcw_lightning.activations``."""
     zero_sum: Sequence[str] = ()
     """Layers whose weights sum to zero in every unit."""
     input_values: Mapping[str, int] = {}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lcw_lightning.observation.hooks import Quantity, observe
+from lcw_lightning.plotting.preflight import quantile
 from lcw_lightning.weights.selection import listed
 
-__all__ = ["DepthProfile", "Preflight", "failed_is_infinite", "monte_carlo", "quantile"]
+__all__ = ["DepthProfile", "Preflight", "failed_is_infinite", "monte_carlo"]
 
 
 class DepthProfile:
@@ -218,23 +219,6 @@ def monte_carlo(
         return profile.rows(names)
 
     return Preflight.of((draw() for _ in range(draws)), names)
-
-
-def quantile(values: Tensor, fraction: float) -> float:
-    """Return a quantile, interpolated linearly; infinite numbers are allowed and ordered as numbers.
-
-    Example:
-        >>> quantile(torch.tensor([3.0, torch.inf, 1.0]), 0.5), quantile(torch.tensor([1.0, torch.inf]), 0.5)
-        (3.0, inf)
-    """
-    ordered: list[float] = sorted(values.tolist())
-    place = fraction * (len(ordered) - 1)
-    below = math.floor(place)
-    weight = place - below
-    if weight == 0 or ordered[below] == ordered[below + 1]:
-        return ordered[below]  # here torch.quantile computes zero times infinity, which is NaN
-    between = (1 - weight) * ordered[below] + weight * ordered[below + 1]
-    return math.inf if math.isnan(between) else between
 
 
 def _of_batch(q: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:

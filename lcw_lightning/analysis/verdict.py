@@ -1,10 +1,11 @@
 """The verdict on a network's statistics, in plain words, and what to try."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from lcw_lightning.analysis.failures import left_out, no_gradient, no_signal, not_finite, without_signal
 from lcw_lightning.analysis.findings import CONSTRAIN, RESCALE, Condition, Finding, Statistics
+from lcw_lightning.observation.gradient_flow import decades_back, gradient_flow
 from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.weights.selection import listed
 
@@ -15,6 +16,7 @@ LARGE_SHIFT = 2.0  # the shift ratio of healthy ReLU layers is near 0.7
 MANY_DEAD = 0.1
 FEW_VALUES = 16  # with fewer values per unit none is called dead
 
+FLOW = "rms(z) x norm(dL/dz)"
 RESIDUAL = "residual connections, normalization, or an activation that saturates less"
 
 
@@ -25,9 +27,8 @@ def findings(
 ) -> list[Finding]:
     """Return what is the matter with a network, most severe first; an empty list if all is well.
 
-    Gradients are compared by the norm of dL/dz, which is its std times the square root of
-    ``condition.gradient_values``. A convolution distributes its gradient over all positions, so that its std depends
-    on the size of the image.
+    Gradients are compared between layers by :func:`~lcw_lightning.observation.gradient_flow.gradient_flow`, which no
+    rescaling moves.
 
     Args:
         statistics: Of the layers that were called, in forward order, as
@@ -36,9 +37,9 @@ def findings(
         loss: Of the batch.
 
     Example:
-        >>> vanishing = {f"hidden.{n}": {"gradient_std": 10.0 ** (n - 9)} for n in range(10)}
+        >>> vanishing = {f"{n}": {"preactivation_std": 1.0, "gradient_std": 10.0 ** (n - 9)} for n in range(10)}
         >>> findings(vanishing)[0].says
-        "Gradients vanish: the norm of dL/dz falls by 9.0 decades from 'hidden.9' back to 'hidden.0'; ..."
+        "Gradients vanish: rms(z) x norm(dL/dz) falls by 7.0 decades from the last layers back to the first; it is ..."
     """
     if broken := not_finite(statistics, loss):
         return [broken, *left_out(statistics, condition)]
@@ -56,38 +57,24 @@ def findings(
 
 
 def _gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
-    stds = _column(statistics, Statistic.GRADIENT_STD, above=0.0)
-    norms = {layer: std * math.sqrt(condition.gradient_values.get(layer, 1)) for layer, std in stds.items()}
-    if len(norms) < 2:
+    flows = gradient_flow(statistics, condition.gradient_values)
+    if len(flows) < 2:
         return
-    first, *_, last = norms
-    if weak := [layer for layer, norm in norms.items() if norm < norms[last] / 10**DECADES]:
-        depth = (*_constrain(statistics, condition), *_rescale(statistics), RESIDUAL)
+    decades = decades_back(flows)
+    if decades < -DECADES:
+        low = min(flows, key=flows.__getitem__)
         yield Finding(
-            f"Gradients {'vanish' if first in weak else 'are small in places'}: {_way_back(norms, min)}; it is below a "
-            f"hundredth of the last layer's in {len(weak)} of {len(norms)} layers ({listed(weak)}).",
-            depth if first in weak else ("look for small gains behind these layers, such as layer scale and gates",),
+            f"Gradients vanish: {FLOW} falls by {-decades:.1f} decades from the last layers back to the first; it is "
+            f"smallest in {low!r}.",
+            (*_constrain(statistics, condition), *_rescale(statistics), RESIDUAL),
         )
-    if strong := [layer for layer, norm in norms.items() if norm > norms[last] * 10**DECADES]:
+    if decades > DECADES:
+        high = max(flows, key=flows.__getitem__)
         yield Finding(
-            f"Gradients {'explode' if first in strong else 'are large in places'}: {_way_back(norms, max)}; it is "
-            f"above a hundred times the last layer's in {len(strong)} of {len(norms)} layers ({listed(strong)}).",
+            f"Gradients explode: {FLOW} grows by {decades:.1f} decades from the last layers back to the first; it is "
+            f"largest in {high!r}.",
             (*_rescale(statistics), "a smaller learning rate, gradient clipping, normalization"),
         )
-
-
-def _way_back(norms: Mapping[str, float], extreme: Callable[..., str]) -> str:
-    first, *_, last = norms
-    farthest = extreme(norms, key=norms.__getitem__)
-    says = f"the norm of dL/dz {_change(norms[last], norms[farthest])} from {last!r} back to {farthest!r}"
-    return says if farthest == first else f"{says}, and {_change(norms[last], norms[first])} back to {first!r}"
-
-
-def _change(before: float, after: float) -> str:
-    decades = math.log10(after) - math.log10(before)
-    if abs(decades) < 0.05:
-        return "is the same"
-    return f"{'falls' if decades < 0 else 'grows'} by {abs(decades):.1f} decades"
 
 
 def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
@@ -96,9 +83,10 @@ def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
         return
     first, *_, last = stds
     if not 10**-DECADES < stds[last] / stds[first] < 10**DECADES:
-        verb = "explode" if stds[last] > stds[first] else "vanish"
+        decades = math.log10(stds[last]) - math.log10(stds[first])
+        does = "explode: their std grows" if decades > 0 else "vanish: their std falls"
         yield Finding(
-            f"Preactivations {verb}: their std {_change(stds[first], stds[last])} from {first!r} to {last!r}.",
+            f"Preactivations {does} by {abs(decades):.1f} decades from {first!r} to {last!r}.",
             (*_constrain(statistics, condition), *_rescale(statistics)),
         )
 
@@ -106,8 +94,9 @@ def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
 def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     ratios = _column(statistics, Statistic.SHIFT_RATIO, above=LARGE_SHIFT)
     worst = sorted(ratios, key=ratios.__getitem__, reverse=True)
-    if len(statistics) > 1 and worst == list(statistics)[-1:]:
-        return  # no activation follows the last layer
+    is_last_alone = len(statistics) > 1 and worst == list(statistics)[-1:]
+    if is_last_alone or condition.sparse:
+        return  # no activation follows the last layer; sparse activations have the mean that they were made with
     if worst:
         normalize = "normalize each input feature, or normalize batches before the activation"
         yield Finding(
@@ -123,7 +112,7 @@ def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     dead = {
         layer: statistics[layer].get(Statistic.DEAD_UNITS, 0.0)
         for layer in hidden
-        if _many_dead(statistics[layer], condition.input_values.get(layer, math.inf))
+        if not condition.sparse and _many_dead(statistics[layer], condition.input_values.get(layer, math.inf))
     }
     if dead:
         worst = max(dead, key=dead.__getitem__)

@@ -79,8 +79,9 @@ class FirstStepReport(Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._snapshot is not None:
             plan = plan_weights(pl_module, "seen", self.include, self.exclude)
-            network = judged(pl_module, batch, self._initialized)
-            self.report = report_of(self._snapshot, loss.item() if isinstance(loss, Tensor) else None, plan, network)
+            facts = judged(pl_module, batch, self._initialized)
+            value = loss.item() if isinstance(loss, Tensor) else None
+            self.report = report_of(pl_module, self._snapshot, value, plan, facts)
         end_fit()
 
     def _initialization(self, trainer: Trainer) -> str:

@@ -1,5 +1,6 @@
 """The figure of a pre-flight check: q and gradient growth against depth, over many draws of the weights."""
 
+import math
 from collections.abc import Mapping
 from itertools import cycle
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lcw_lightning.plotting.panels import COLORS, TICK_SIZE, panels_in_rows, set_style
 
-__all__ = ["plot_preflight"]
+__all__ = ["plot_preflight", "quantile"]
 
 
 def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor]) -> Figure:
@@ -41,8 +42,10 @@ def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor]) -> Fig
 
 
 def _plot_bands(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
-    # Interpolation between infinite numbers would give NaN.
-    bands = {label: np.quantile(values, (0.1, 0.5, 0.9), axis=0, method="higher") for label, values in lines.items()}
+    bands = {
+        label: np.array([[quantile(layer, fraction) for layer in values.T] for fraction in (0.1, 0.5, 0.9)])
+        for label, values in lines.items()
+    }
     every = np.concatenate([band.ravel() for band in bands.values()])
     finite = every[np.isfinite(every)]
     low, high = min(finite.min(initial=0.0), -1.0), max(finite.max(initial=0.0), 1.0)
@@ -53,3 +56,20 @@ def _plot_bands(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
         numbers = np.arange(1, len(median) + 1)
         axes.fill_between(numbers, least, most, color=color, alpha=0.25, linewidth=0)
         axes.plot(numbers, median, color=color, linewidth=1.5, label=label)
+
+
+def quantile(values: Tensor | NDArray[np.float64], fraction: float) -> float:
+    """Return a quantile, interpolated linearly; infinite numbers are allowed and ordered as numbers.
+
+    Example:
+        >>> quantile(np.array([3.0, np.inf, 1.0]), 0.5), quantile(np.array([1.0, np.inf]), 0.5)
+        (3.0, inf)
+    """
+    ordered: list[float] = sorted(values.tolist())
+    place = fraction * (len(ordered) - 1)
+    below = math.floor(place)
+    weight = place - below
+    if weight == 0 or ordered[below] == ordered[below + 1]:
+        return ordered[below]  # here torch.quantile computes zero times infinity, which is NaN
+    between = (1 - weight) * ordered[below] + weight * ordered[below + 1]
+    return math.inf if math.isnan(between) else between

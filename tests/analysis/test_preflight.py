@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lcw_lightning.analysis.preflight import Preflight, monte_carlo, quantile
+from lcw_lightning.analysis.preflight import Preflight, monte_carlo
 
 DEPTH, WIDTH, SAMPLES = 6, 40, 8
 INF, NAN = math.inf, math.nan
@@ -157,29 +157,6 @@ def test_a_gradient_that_dies_on_the_way_is_minus_infinite():
 def test_draws_are_at_least_one():
     with pytest.raises(ValueError, match="at least one draw of the weights, got draws=0"):
         preflight_of(network_of(), gain=1.0, draws=0)
-
-
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("count", [1, 2, 9, 100])
-def test_quantiles_of_finite_numbers_are_numpys(fraction, count):
-    values = torch.randn(count, dtype=torch.float64)
-    assert quantile(values, fraction) == pytest.approx(np.quantile(values.numpy(), fraction))
-
-
-@pytest.mark.parametrize(
-    ("values", "fraction", "expected"),
-    [
-        ([1.0, INF, 3.0], 0.5, 3.0),
-        ([1.0, INF], 0.5, INF),
-        ([-INF, 1.0], 0.5, -INF),
-        ([-INF, INF], 0.5, INF),
-        ([INF, INF], 0.5, INF),
-        ([*range(10), INF], 0.9, 9.0),
-        ([*range(9), INF, INF], 0.9, INF),
-    ],
-)
-def test_infinite_numbers_have_their_place_in_the_order(values, fraction, expected):
-    assert quantile(torch.tensor(values), fraction) == expected
 
 
 def test_text_and_dictionary_hold_the_numbers():

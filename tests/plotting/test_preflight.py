@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from lcw_lightning.plotting import rgb_array
-from lcw_lightning.plotting.preflight import plot_preflight
+from lcw_lightning.plotting.preflight import plot_preflight, quantile
 
 DRAWS = torch.arange(11.0)[:, None].expand(11, 5).double()
+
+INF = float("inf")
 
 
 def test_the_line_is_the_median_and_the_band_goes_from_10_to_90_percent():
@@ -43,3 +45,26 @@ def test_a_check_in_which_all_failed_is_plotted():
     failed = torch.full((3, 4), math.inf)
     image = rgb_array(plot_preflight({"": failed}, {"": failed}))
     assert image.min() < 100  # axes and labels are there
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("count", [1, 2, 9, 100])
+def test_quantiles_of_finite_numbers_are_numpys(fraction, count):
+    values = torch.randn(count, dtype=torch.float64)
+    assert quantile(values, fraction) == pytest.approx(np.quantile(values.numpy(), fraction))
+
+
+@pytest.mark.parametrize(
+    ("values", "fraction", "expected"),
+    [
+        ([1.0, INF, 3.0], 0.5, 3.0),
+        ([1.0, INF], 0.5, INF),
+        ([-INF, 1.0], 0.5, -INF),
+        ([-INF, INF], 0.5, INF),
+        ([INF, INF], 0.5, INF),
+        ([*range(10), INF], 0.9, 9.0),
+        ([*range(9), INF, INF], 0.9, INF),
+    ],
+)
+def test_infinite_numbers_have_their_place_in_the_order(values, fraction, expected):
+    assert quantile(torch.tensor(values), fraction) == expected

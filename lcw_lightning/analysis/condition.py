@@ -1,0 +1,63 @@
+"""What is known of a network's layers beside their statistics."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from lcw_lightning.analysis.findings import Condition, Statistics
+from lcw_lightning.constraints.kinds import is_zero_sum
+from lcw_lightning.observation.observed_layers import ObservedLayer
+from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.observation.statistics import Statistic
+from lcw_lightning.weights.plan import EXCLUDED, Plan
+
+__all__ = ["condition_of"]
+
+ZERO_SUM = 1e-3  # the sum of a unit's weights, divided by their norm, counts as zero below this
+
+
+def condition_of(network: nn.Module, snapshot: Snapshot, statistics: Statistics, plan: Plan) -> Condition:
+    """Return what is known of the layers of a snapshot; the plan knows those that cannot be seen."""
+    return Condition(
+        unreached=[name for name in snapshot.layers if name not in statistics],
+        frozen=[
+            name
+            for name, layer in snapshot.layers.items()
+            if not any(parameter.requires_grad for ref in layer.weights.values() for parameter in ref.parameters)
+        ],
+        zero=[name for name, facts in snapshot.facts.items() if not facts.norms.any()],
+        zero_gains=list(_zero_gains(network)),
+        sparse=any(hasattr(module, "thresholded") for module in network.modules()),
+        zero_sum=[
+            name
+            for name, row in statistics.items()
+            if row.get(Statistic.CONSTRAINT_RESIDUAL, 1.0) < ZERO_SUM or _sums_to_zero(snapshot.layers[name])
+        ],
+        input_values={name: sums.number for (name, of), sums in snapshot.sums.items() if of == "input"},
+        gradient_values={
+            name: sums.number * len(sums.total)
+            for (name, of), sums in snapshot.sums.items()
+            if of == "preactivation_gradient"
+        },
+        **_coverage(plan),
+    )
+
+
+def _zero_gains(network: nn.Module) -> Iterator[str]:
+    """Yield the parameters with one number a channel, or one in all, that are all zero and no biases."""
+    for name, parameter in network.named_parameters():
+        is_gain = parameter.numel() == (parameter.shape[0] if parameter.dim() else 1) and "bias" not in name
+        if is_gain and not parameter.is_meta and parameter.numel() and not parameter.any():
+            yield name
+
+
+def _coverage(plan: Plan) -> dict[str, Any]:
+    unknown = {row.name: row.numbers for row in plan.rows if row.ref is None and row.obstacle != EXCLUDED}
+    seen = sum(row.numbers for row in plan.rows if row.ref is not None and row.obstacle != EXCLUDED)
+    return {"unknown": list(unknown), "seen_share": seen / (seen + sum(unknown.values())) if unknown else 1.0}
+
+
+def _sums_to_zero(layer: ObservedLayer) -> bool:
+    """Return whether all weights are under a zero-sum constraint, even if half precision rounds their sums."""
+    return all(is_zero_sum(ref) for ref in layer.weights.values())
