@@ -1,6 +1,6 @@
 """analyze: send one minibatch through any network and loss, and report on every layer before training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -65,18 +65,19 @@ def analyze(
         >>> network = nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Sigmoid())])
         >>> report = analyze(network, (torch.rand(128, 64), torch.randint(10, (128,))))
         >>> [finding.says.split(":")[0] for finding in report.findings]
-        ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 19 of 20 layers']
+        ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 20 of 20 layers']
     """
     layers = observed_layers(network, include, exclude)
     inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     snapshot = Snapshot(layers, device, with_values=True)
-    step = partial(_step, network, inputs, targets, loss)
+    reached: set[int] = set()
+    step = partial(_step, network, inputs, targets, loss, reached)
     with torch.inference_mode(False), torch.enable_grad():
         with undisturbed(network), snapshot.watching():
             value = step()
         plan = plan_weights(network, "seen", include, exclude)
-        report = report_of(network, snapshot, value, plan, judged(network, batch))
+        report = report_of(network, snapshot, value, plan, judged(network, batch), reached)
         if redraw is None:
             return report
         with restored(network):
@@ -84,13 +85,18 @@ def analyze(
             return replace(report, preflight=monte_carlo(hidden, partial(redraw, network), step, draws))
 
 
-def _step(network: nn.Module, inputs: Any, targets: list[Any], loss: Callable[..., Tensor] | None) -> float | None:
+def _step(
+    network: nn.Module, inputs: Any, targets: list[Any], loss: Callable[..., Tensor] | None, reached: set[int]
+) -> float | None:
+    """Run the batch forward and backward, and return the loss; the ids of parameters with a gradient are added."""
     args, kwargs, leaves = _arguments(inputs)  # new copies, since a network may change its inputs in place
     outputs = network(*args, **kwargs)
     if loss is None and not targets:
         return None
     value = _loss_value(loss or _cross_entropy, outputs, targets)
-    _backward(value, [*leaves, *(parameter for parameter in network.parameters() if parameter.requires_grad)])
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    gradients = _backward(value, [*trained, *leaves])
+    reached.update(id(p) for p, gradient in zip(trained, gradients, strict=False) if gradient is not None)
     return value.item()
 
 
@@ -103,8 +109,18 @@ def _hidden_layers(
     return {name: profile.layers[name] for name in profile.hidden_layers(chosen)}
 
 
-def report_of(network: nn.Module, snapshot: Snapshot, loss: float | None, plan: Plan, facts: Judged) -> Report:
-    """Return the report on a snapshot, once its step is done; the plan knows the layers that cannot be seen.
+def report_of(
+    network: nn.Module, snapshot: Snapshot, loss: float | None, plan: Plan, facts: Judged, reached: Collection[int]
+) -> Report:
+    """Return the report on a snapshot, once its step is done.
+
+    Args:
+        network: What was observed.
+        snapshot: Of its layers.
+        loss: Of the batch.
+        plan: Knows the layers that cannot be seen.
+        facts: Which network this is.
+        reached: The ids of the parameters that the gradient has reached.
 
     Raises:
         ValueError: None of its layers was called.
@@ -115,7 +131,7 @@ def report_of(network: nn.Module, snapshot: Snapshot, loss: float | None, plan: 
             f"none of the layers {listed(snapshot.layers)} was called in this forward pass, and a layer whose weights "
             "are read without calling it cannot be watched."
         )
-    condition = condition_of(network, snapshot, statistics, plan)
+    condition = condition_of(network, snapshot, statistics, plan, reached)
     return Report(statistics, condition, loss, snapshot.values(), judged=facts)
 
 
@@ -163,7 +179,7 @@ def _loss_value(loss: Callable[..., Tensor], outputs: Any, targets: list[Any]) -
     return value
 
 
-def _backward(value: Tensor, leaves: list[Tensor]) -> None:
+def _backward(value: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:
     # Unlike backward(), this does not touch the .grad of parameters, nor fire hooks on it.
     gradients = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
     if all(gradient is None for gradient in gradients):
@@ -171,3 +187,4 @@ def _backward(value: Tensor, leaves: list[Tensor]) -> None:
             "analyze() needs a loss that depends on the network's inputs or on weights that require a gradient, and "
             "this one does not; look for detach(), no_grad() and argmax()."
         )
+    return gradients

@@ -1,6 +1,6 @@
 """What is known of a network's layers beside their statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
@@ -17,10 +17,18 @@ __all__ = ["condition_of"]
 ZERO_SUM = 1e-3  # the sum of a unit's weights, divided by their norm, counts as zero below this
 
 
-def condition_of(network: nn.Module, snapshot: Snapshot, statistics: Statistics, plan: Plan) -> Condition:
-    """Return what is known of the layers of a snapshot; the plan knows those that cannot be seen."""
+def condition_of(
+    network: nn.Module, snapshot: Snapshot, statistics: Statistics, plan: Plan, reached: Collection[int]
+) -> Condition:
+    """Return what is known of the layers of a snapshot.
+
+    The plan knows those that cannot be seen; ``reached`` are the ids of the parameters that the gradient has reached.
+    """
+    uncalled = [name for name in snapshot.layers if name not in statistics]
+    read = [name for name in uncalled if any(id(p) in reached for p in snapshot.layers[name].layer.parameters())]
     return Condition(
-        unreached=[name for name in snapshot.layers if name not in statistics],
+        unreached=[name for name in uncalled if name not in read],
+        read=read,
         frozen=[
             name
             for name, layer in snapshot.layers.items()
@@ -28,6 +36,7 @@ def condition_of(network: nn.Module, snapshot: Snapshot, statistics: Statistics,
         ],
         zero=[name for name, facts in snapshot.facts.items() if not facts.norms.any()],
         zero_gains=list(_zero_gains(network)),
+        normalized=any("Norm" in kind.__name__ for module in network.modules() for kind in type(module).__mro__),
         sparse=any(hasattr(module, "thresholded") for module in network.modules()),
         zero_sum=[
             name

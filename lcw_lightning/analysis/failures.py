@@ -11,6 +11,7 @@ __all__ = ["left_out", "no_gradient", "no_signal", "not_finite", "without_signal
 
 CONSTANT = 2e7  # shift ratio above which the std is only rounding error
 MOST = 0.99  # of the numbers in matrices; position embeddings are fewer
+LATER = "branches that are initialized to zero start like this: analyze a checkpoint from some steps later"
 PRECISION = "compute in float32 or bfloat16, if it is float16"
 
 
@@ -63,10 +64,13 @@ def without_signal(statistics: Statistics, condition: Condition) -> list[str]:
     return [layer for layer in same if layer in single or math.isnan(rows[layer].get(Statistic.SHIFT_RATIO, math.nan))]
 
 
-def no_signal(layers: Sequence[str], number: int) -> Iterator[Finding]:
+def no_signal(layers: Sequence[str], number: int, condition: Condition) -> Iterator[Finding]:
     """Report the layers whose output is identical for all samples, out of ``number`` layers."""
     if layers:
         says = f"No signal: the output of {listed(layers)} is identical for all samples"
+        if condition.zero_gains:
+            yield Finding(f"{says} ({len(layers)} of {number} layers), because {_zeros(condition)} are zero.", (LATER,))
+            return
         yield Finding(
             f"{says} ({len(layers)} of {number} layers).",
             ("a batch of several different samples", "look for dead or saturated units, and for constant inputs"),
@@ -78,10 +82,7 @@ def no_gradient(statistics: Statistics, condition: Condition) -> Iterator[Findin
     none = [layer for layer, row in statistics.items() if row.get(Statistic.GRADIENT_STD) == 0]
     says = f"No gradient at all: dL/dz is exactly zero in {len(none)} of {len(statistics)} layers ({listed(none)})"
     if none and (condition.zero or condition.zero_gains):
-        advice = "branches that are initialized to zero start like this: analyze a checkpoint from some steps later"
-        gains = f"the gains {listed(condition.zero_gains)}" if condition.zero_gains else ""
-        weights = f"the weights of {listed(condition.zero)}" if condition.zero else ""
-        yield Finding(f"{says}, because {' and '.join(filter(None, (gains, weights)))} are zero.", (advice,))
+        yield Finding(f"{says}, because {_zeros(condition)} are zero.", (LATER,))
     elif none:
         yield Finding(f"{says}.", ("look for dead or saturated units, and for numbers that underflow",))
 
@@ -93,10 +94,11 @@ def left_out(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     if condition.unreached:
         yield Finding(
             f"Never reached in this forward pass: {listed(condition.unreached)}.",
-            (
-                "call these layers or remove them; DDP needs find_unused_parameters for them. A layer whose weight is "
-                "read without calling the layer is trained all the same, but cannot be watched",
-            ),
+            ("call these layers or remove them; DDP needs find_unused_parameters for them",),
+        )
+    if condition.read:
+        yield Finding(
+            f"Trained but not watched, since their weights are read without a call: {listed(condition.read)}."
         )
     if condition.seen_share < MOST:
         yield Finding(
@@ -111,3 +113,9 @@ def left_out(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
             f"The loss does not depend on {listed(lost)}: no gradient reaches them.",
             ("look for a detach(), an argmax, or an output that the loss leaves out",),
         )
+
+
+def _zeros(condition: Condition) -> str:
+    gains = f"the gains {listed(condition.zero_gains)}" if condition.zero_gains else ""
+    weights = f"the weights of {listed(condition.zero)}" if condition.zero else ""
+    return " and ".join(filter(None, (gains, weights)))

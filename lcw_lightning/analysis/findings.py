@@ -14,12 +14,16 @@ class Condition(NamedTuple):
 
     unreached: Sequence[str] = ()
     """Layers that were never called."""
+    read: Sequence[str] = ()
+    """Layers that were not called, but whose weights were read: a gradient has reached them."""
     frozen: Sequence[str] = ()
     """Layers none of whose weights requires a gradient."""
     zero: Sequence[str] = ()
     """Layers whose weights are all zero."""
     zero_gains: Sequence[str] = ()
     """Gains of norms and of residual branches that are all zero."""
+    normalized: bool = False
+    """Whether the network has a layer of normalization."""
     sparse: bool = False
     """Whether the activations are meant to be zero for most inputs: those of ``lcw_lightning.activations``."""
     zero_sum: Sequence[str] = ()

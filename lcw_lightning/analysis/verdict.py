@@ -5,15 +5,17 @@ from collections.abc import Iterator, Mapping
 
 from lcw_lightning.analysis.failures import left_out, no_gradient, no_signal, not_finite, without_signal
 from lcw_lightning.analysis.findings import CONSTRAIN, RESCALE, Condition, Finding, Statistics
-from lcw_lightning.observation.gradient_flow import decades_back, gradient_flow
+from lcw_lightning.observation.gradient_flow import decades_over_depth, gradient_flow
 from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.weights.selection import listed
 
 __all__ = ["Condition", "Finding", "findings"]
 
-DECADES = 2.0  # change over the whole depth beyond which a signal vanishes or explodes
+DECADES = 2.5  # change over the whole depth beyond which a signal vanishes or explodes
 LARGE_SHIFT = 2.0  # the shift ratio of healthy ReLU layers is near 0.7
-MANY_DEAD = 0.1
+LARGE_UNNORMALIZED = 1.25  # in a network without normalization, where shift goes on from layer to layer
+MANY_DEAD = 0.1  # over all layers; in a squeeze-and-excitation of a few units more may be zero by chance
+NEARLY_ALL = 0.9  # in one layer
 FEW_VALUES = 16  # with fewer values per unit none is called dead
 
 FLOW = "rms(z) x norm(dL/dz)"
@@ -46,7 +48,7 @@ def findings(
     constant = without_signal(statistics, condition)
     varying = {layer: row for layer, row in statistics.items() if layer not in constant}
     return [
-        *no_signal(constant, len(statistics)),
+        *no_signal(constant, len(statistics), condition),
         *no_gradient(varying, condition),
         *_gradient(varying, condition),
         *_forward(varying, condition),
@@ -60,7 +62,7 @@ def _gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]
     flows = gradient_flow(statistics, condition.gradient_values)
     if len(flows) < 2:
         return
-    decades = decades_back(flows)
+    decades = -decades_over_depth(flows)
     if decades < -DECADES:
         low = min(flows, key=flows.__getitem__)
         yield Finding(
@@ -81,27 +83,26 @@ def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     stds = _column(statistics, Statistic.PREACTIVATION_STD, above=0.0)
     if len(stds) < 2:
         return
-    first, *_, last = stds
-    if not 10**-DECADES < stds[last] / stds[first] < 10**DECADES:
-        decades = math.log10(stds[last]) - math.log10(stds[first])
+    decades = decades_over_depth(stds)
+    if abs(decades) > DECADES:
         does = "explode: their std grows" if decades > 0 else "vanish: their std falls"
         yield Finding(
-            f"Preactivations {does} by {abs(decades):.1f} decades from {first!r} to {last!r}.",
+            f"Preactivations {does} by {abs(decades):.1f} decades from the first layers to the last.",
             (*_constrain(statistics, condition), *_rescale(statistics)),
         )
 
 
 def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
-    ratios = _column(statistics, Statistic.SHIFT_RATIO, above=LARGE_SHIFT)
+    large = LARGE_SHIFT if condition.normalized else LARGE_UNNORMALIZED
+    ratios = _column(statistics, Statistic.SHIFT_RATIO, above=large)
     worst = sorted(ratios, key=ratios.__getitem__, reverse=True)
-    is_last_alone = len(statistics) > 1 and worst == list(statistics)[-1:]
-    if is_last_alone or condition.sparse:
-        return  # no activation follows the last layer; sparse activations have the mean that they were made with
-    if worst:
+    # Squeeze-and-excitation and attention average over positions: their inputs hardly vary in healthy networks too.
+    is_common = len(worst) > len(statistics) / 2
+    if is_common and not condition.sparse:  # sparse activations have the mean that they were made with
         normalize = "normalize each input feature, or normalize batches before the activation"
         yield Finding(
             f"Activation shift in {len(worst)} of {len(statistics)} layers: the means of the preactivations are up to "
-            f"{ratios[worst[0]]:.3g} times their std, more than {LARGE_SHIFT:g} times in {listed(worst)}; batch "
+            f"{ratios[worst[0]]:.3g} times their std, more than {large:g} times in {listed(worst)}; batch "
             "normalization directly behind a layer removes it.",
             _constrain(statistics, condition) or (normalize,),
         )
@@ -114,7 +115,8 @@ def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
         for layer in hidden
         if not condition.sparse and _many_dead(statistics[layer], condition.input_values.get(layer, math.inf))
     }
-    if dead:
+    shares = [row.get(Statistic.DEAD_UNITS, 0.0) for row in map(statistics.__getitem__, hidden)]
+    if dead and (max(dead.values()) >= NEARLY_ALL or sum(shares) / len(shares) > MANY_DEAD):
         worst = max(dead, key=dead.__getitem__)
         yield Finding(
             f"Dead units: {dead[worst]:.0%} of the inputs of {worst!r} are zero on the whole batch, more than "

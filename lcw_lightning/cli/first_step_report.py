@@ -81,7 +81,8 @@ class FirstStepReport(Callback):
             plan = plan_weights(pl_module, "seen", self.include, self.exclude)
             facts = judged(pl_module, batch, self._initialized)
             value = loss.item() if isinstance(loss, Tensor) else None
-            self.report = report_of(pl_module, self._snapshot, value, plan, facts)
+            reached = {id(parameter) for parameter in pl_module.parameters() if parameter.grad is not None}
+            self.report = report_of(pl_module, self._snapshot, value, plan, facts, reached)
         end_fit()
 
     def _initialization(self, trainer: Trainer) -> str:

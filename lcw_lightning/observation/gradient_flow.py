@@ -6,7 +6,7 @@ from statistics import median
 
 from lcw_lightning.observation.statistics import Statistic
 
-__all__ = ["decades_back", "gradient_flow"]
+__all__ = ["decades_over_depth", "gradient_flow"]
 
 
 def gradient_flow(
@@ -38,16 +38,17 @@ def gradient_flow(
     return flows
 
 
-def decades_back(flows: Mapping[str, float]) -> float:
-    """Return by how many decades the flow grows from the last layers back to the first: below 0 it vanishes.
+def decades_over_depth(values: Mapping[str, float]) -> float:
+    """Return by how many decades a positive number of each layer grows from the first layers to the last.
 
-    It is the logarithm to base 10 of the median over the first tenth of the layers, at least three, over that of the
-    last tenth, since a single layer, such as a query, says little. A decade is a factor of ten.
+    It is the logarithm to base 10 of the median over the last tenth of the layers, at least three, over that of the
+    first tenth, since a single layer, such as a query or a head that starts small, says little. A decade is a factor of
+    ten.
 
     Example:
-        >>> decades_back({str(layer): 10.0**layer for layer in range(20)})
-        -17.0
+        >>> decades_over_depth({str(layer): 10.0**layer for layer in range(20)})
+        17.0
     """
-    values = list(flows.values())
-    ends = max(1, min(max(3, len(values) // 10), len(values) // 2))
-    return math.log10(median(values[:ends])) - math.log10(median(values[-ends:]))
+    rows = list(values.values())
+    ends = max(1, min(max(3, len(rows) // 10), len(rows) // 2))
+    return math.log10(median(rows[-ends:])) - math.log10(median(rows[:ends]))
