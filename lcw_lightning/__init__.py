@@ -20,6 +20,7 @@ _MODULES = {
     "FashionMNIST": "data.vision",
     "GeometricDecay": "classifier",
     "ImageClassifier": "classifier",
+    "LossWatch": "callbacks.loss_watch",
     "MinibatchInitCallback": "callbacks.minibatch_init",
     "PreActResNet18": "models.preact_resnet",
     "ShiftMonitor": "callbacks.shift_monitor",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from lcw_lightning.analysis.analyze import analyze as analyze
     from lcw_lightning.callbacks.constraint import ConstraintCallback as ConstraintCallback
     from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback as EdgeOfChaosInitCallback
+    from lcw_lightning.callbacks.loss_watch import LossWatch as LossWatch
     from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback as MinibatchInitCallback
     from lcw_lightning.callbacks.shift_monitor import ShiftMonitor as ShiftMonitor
     from lcw_lightning.checkpoints.load import load_from_checkpoint as load_from_checkpoint

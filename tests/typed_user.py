@@ -22,6 +22,7 @@ from lcw_lightning import (
     FashionMNIST,
     GeometricDecay,
     ImageClassifier,
+    LossWatch,
     MinibatchInitCallback,
     PreActResNet18,
     ShiftedReLU,
@@ -128,6 +129,7 @@ def train(module: LightningModule, path: str) -> None:
         ConstraintCallback(kind="lcw", include=["*"], exclude=()),
         MinibatchInitCallback(target_std=1.0, granularity="layer"),
         EdgeOfChaosInitCallback(weights="none", q=1.0),
+        LossWatch(if_not_finite="warn"),
         ShiftMonitor(every_n_steps=10, figures=False, include=["*"], exclude=(), histograms=False),
     ]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

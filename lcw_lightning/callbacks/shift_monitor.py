@@ -7,10 +7,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lcw_lightning.analysis.failures import not_finite
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
+from lcw_lightning.callbacks.step_number import step_number
 from lcw_lightning.observation.compiled import is_compiled
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
@@ -55,6 +57,9 @@ class ShiftMonitor(Callback):
         exclude: Glob patterns of weights to leave out.
         sparsity: Log ``val/sparsity`` and ``test/sparsity``. By default they are logged if steps are sampled.
 
+    Attributes:
+        not_finite: The first sampled step in which numbers were not finite, and where; None while all were finite.
+
     Raises:
         ValueError: ``every_n_steps`` is negative, or, at the first sample or evaluation, a pattern matches no weight. A
             module without layers is not an error unless patterns are given.
@@ -77,6 +82,7 @@ class ShiftMonitor(Callback):
         self.exclude = list(exclude)
         self.histograms = histograms
         self.sparsity = every_n_steps > 0 if sparsity is None else sparsity
+        self.not_finite: tuple[int, str] | None = None
         self._zeros = EvaluationSparsity()
         self._sampling = ExitStack()
         self._sample: Snapshot | None = None
@@ -86,12 +92,13 @@ class ShiftMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.not_finite = None
         self._sampled_step = None
         self._has_charts = False
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        step = _step(trainer, pl_module)
+        step = step_number(trainer, pl_module)
         # With accumulated gradients several batches share a step; the first of them is sampled.
         if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
             return
@@ -176,6 +183,8 @@ class ShiftMonitor(Callback):
 
     def _log(self, trainer: Trainer, sample: Snapshot, step: int) -> None:
         statistics = sample.statistics()
+        if self.not_finite is None and (finding := not_finite(statistics, None)):
+            self.not_finite = step, finding.says
         values = sample.values() if sample.samples is not None else {}
         if not (statistics and trainer.is_global_zero):
             return
@@ -200,9 +209,3 @@ class ShiftMonitor(Callback):
     def _discard(self) -> None:
         self._end_sample()
         self._zeros.stop()
-
-
-def _step(trainer: Trainer, pl_module: LightningModule) -> int:
-    # The global step stands still in runs whose optimizers Lightning does not see; then batches are counted.
-    is_counted = trainer.global_step > 0 or pl_module.automatic_optimization
-    return trainer.global_step if is_counted else trainer.fit_loop.total_batch_idx

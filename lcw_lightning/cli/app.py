@@ -25,6 +25,7 @@ import lcw_lightning
 from lcw_lightning.analysis.report import render, save
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
+from lcw_lightning.callbacks.loss_watch import LossWatch
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
 from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO
@@ -44,6 +45,7 @@ GROUPS = {
     "minibatch_init": MinibatchInitCallback,
     "edge_of_chaos_init": EdgeOfChaosInitCallback,
     "shift_monitor": ShiftMonitor,
+    "loss_watch": LossWatch,
 }
 
 AS_BUILT = "as_built"
@@ -102,7 +104,7 @@ class LCWCLI(LightningCLI):
             return CommandTrainer(devices=1, logger=False, enable_checkpointing=False)
         ours = [self._get(self.config_init, group) for group in GROUPS]
         if self.subcommand == "analyze":
-            *before, monitor = ours
+            *before, monitor, _ = ours  # a loss that is not finite is part of the report
             first_step = FirstStepReport(monitor.include, monitor.exclude)
             # DummyLogger also serves modules that write to their logger's experiment.
             callbacks = [*before, first_step]

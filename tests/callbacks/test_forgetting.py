@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lcw_lightning import ConstraintCallback, EdgeOfChaosInitCallback, MinibatchInitCallback, ShiftMonitor
+from lcw_lightning import ConstraintCallback, EdgeOfChaosInitCallback, LossWatch, MinibatchInitCallback, ShiftMonitor
 from lcw_lightning.constraints.constrain import constrained_weights
 
 CALLBACKS = {
@@ -16,6 +16,7 @@ CALLBACKS = {
     "project": lambda: [ConstraintCallback(method="project")],
     "minibatch-init": lambda: [ConstraintCallback(), MinibatchInitCallback()],
     "edge-of-chaos-init": lambda: [ConstraintCallback(), EdgeOfChaosInitCallback()],
+    "loss-watch": lambda: [ConstraintCallback(), LossWatch()],
     "monitor": lambda: [ConstraintCallback(), ShiftMonitor(every_n_steps=1, figures=False, histograms=True)],
 }
 callbacks = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
