@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed
+from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lcw_lightning.callbacks.forgetting import forget_module
@@ -156,7 +157,7 @@ def _zero_if_finite(losses: list[Tensor], device: torch.device) -> Tensor:
 
 
 def _hold_nan(trainer: Trainer, tensors: Iterable[Tensor]) -> bool:
-    here = any(bool(tensor.isnan().any()) for tensor in tensors)
+    here = any(bool(tensor.isnan().any()) for tensor in tensors if not is_lazy(tensor))
     return trainer.strategy.reduce_boolean_decision(here, all=False)
 
 

@@ -163,6 +163,12 @@ def test_healthy_steps_by_hand_say_nothing(form, make_trainer, loader, lightning
     make_trainer(LossWatch(), max_epochs=2).fit(Forms(form, skips=(1,)), loader)
 
 
+def test_layers_that_are_still_lazy_say_nothing(make_project, make_trainer, loader):
+    project = make_project()
+    project.unused = nn.LazyLinear(3)
+    make_trainer(LossWatch()).fit(project, loader)
+
+
 @both
 def test_told_to_warn_it_warns_once_and_trains_on(make_project, make_trainer, spoiled):
     project, trainer = make_project(), make_trainer(LossWatch("warn"), max_epochs=3)
@@ -191,7 +197,7 @@ MONITORED = {
         1,
         r"step 1 \(batch 1 of epoch 0\) \(ShiftMonitor in step 1: Not finite: the input of 'body.0'\);",
     ),
-    "a step after it": (3, 1, r"step 1 \(batch 1 of epoch 0\); look"),
+    "a step after it": (3, 2, r"step 2 \(batch 2 of epoch 0\); look"),
 }
 
 
