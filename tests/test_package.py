@@ -21,8 +21,8 @@ def test_the_package_can_be_seen_at_a_glance():
     assert not list(PACKAGE.glob("*/*/__init__.py"))  # no wing has wings
 
 
-def test_the_readme_shows_the_floors_of_the_import_contract():
-    table = (ROOT / "README.md").read_text().partition("| floor |")[2].partition("\n\n")[0]
+def test_a_page_shows_the_floors_of_the_import_contract():
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("| floor |")[2].partition("\n\n")[0]
     floors = re.split(r"^\| \d ", table, flags=re.MULTILINE)[1:]
     assert [sorted(re.findall(r"\| `(\w+)(?:/|\.py)` \|", floor)) for floor in floors] == FLOORS
 

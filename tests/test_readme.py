@@ -14,15 +14,44 @@ from lcw_lightning.constraints.constrain import constrained_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("results/*.md"))]
+}
+TEXT = "".join(PAGES.values())
+# Every block of Python, and the block of text behind it, which says what it prints.
+BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", flags=re.DOTALL)
+BLOCKS = [
+    pytest.param(*block, id=f"{page}-{n}") for page in PAGES for n, block in enumerate(BLOCK.findall(PAGES[page]))
+]
+SNIPPETS = [code for code, _ in BLOCK.findall(TEXT)]
+COMMANDS = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.]\w)")
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+@pytest.mark.parametrize(("snippet", "printed"), BLOCKS)
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
-def test_every_python_snippet_runs(snippet, monkeypatch, tmp_path):
+def test_every_python_snippet_runs_and_prints_what_the_page_says(snippet, printed, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     exec(snippet, {})
+    if printed:
+        said = capsys.readouterr().out
+        assert NUMBER.sub("#", said).split() == NUMBER.sub("#", printed).split()
+        assert numbers(said) == pytest.approx(numbers(printed), rel=0.05)  # rounding differs between machines
+
+
+def numbers(text):
+    return [float(number) for number in NUMBER.findall(text)]
+
+
+def test_numbers_are_compared_and_the_words_around_them():
+    assert numbers("hidden.0.linear 2.03 8.66e-09 0% 1.89e+05 times, 5.0 decades; 5 of 9.") == [
+        *(0, 2.03, 8.66e-9, 0, 1.89e5, 5, 5, 9)
+    ]
+
+
+def test_a_page_shows_what_a_snippet_prints():
+    assert any(printed for _, printed in BLOCK.findall(README))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
@@ -72,22 +101,39 @@ def gradient_stds(folder):
 
 
 @pytest.mark.parametrize("name", lcw_lightning.__all__)
-def test_every_public_name_is_mentioned(name):
-    assert name in README
+def test_every_public_name_is_mentioned_and_in_the_reference(name):
+    assert f"::: lcw_lightning.{name}\n" in PAGES["docs/api.md"]
+    assert name in "".join(text for page, text in PAGES.items() if page != "docs/api.md")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_mentioned(path):
-    assert f"configs/{path.name}" in README
+    assert f"configs/{path.name}" in TEXT
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 180
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
+    assert set(PAGES) <= set(re.findall(r"- (\S+\.md)$", navigation, re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_linked_file_and_section_exists(document):
-    text = (ROOT / document).read_text()
-    sections = {f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / document).read_text()):
         if not link.startswith("http"):
-            assert link in sections or (ROOT / link).exists(), link
+            path, _, section = link.partition("#")
+            target = (ROOT / document).parent / path if path else ROOT / document
+            assert target.exists(), link
+            assert not section or section in sections(target), link
+
+
+def sections(path):
+    """Return the anchors of a page's headings, as mkdocs and GitHub make them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
 
 def test_its_test_command_is_the_one_that_ci_runs():

@@ -1,6 +1,7 @@
-"""Markdown tables, and their places in README.md: between two comments that name the table and the tool."""
+"""Markdown tables, and their places in README.md and the pages of docs/ and results/: between two comments."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tools.records import ROOT
 
@@ -8,17 +9,22 @@ README = ROOT / "README.md"
 
 
 def show(name: str, text: str, write: bool, tool: str = "reproduce") -> None:
-    """Print a table; with ``write``, also put it between the README's comments of that name and tool."""
+    """Print a table; with ``write``, also put it between the comments that name the table and the tool."""
     print(text)
     if not write:
         return
     begin, end = f"<!-- {name}: made by python -m tools.{tool} -->", f"<!-- /{name} -->"
-    content = README.read_text()
-    if begin not in content:
-        print(f"\n{README} has no place for this: put the lines {begin} and {end} in it.")
-        return
-    before, rest = content.split(begin)
-    README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+    places = [page for page in pages() if begin in page.read_text()]
+    if not places:
+        print(f"\nNo page has a place for this: put the lines {begin} and {end} in a page of docs/ or results/.")
+    for page in places:
+        before, rest = page.read_text().split(begin)
+        page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def pages() -> list[Path]:
+    """Return README.md and all pages of docs/ and results/."""
+    return [README, *(page for folder in ("docs", "results") for page in sorted(README.parent.glob(f"{folder}/*.md")))]
 
 
 def row(*cells: object) -> str:

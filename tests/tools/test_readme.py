@@ -17,6 +17,17 @@ def test_a_table_replaces_what_stands_between_its_comments(capsys):
     assert capsys.readouterr().out == "| new |\n"
 
 
+@pytest.mark.parametrize("folder", ["docs", "results"])
+def test_a_table_stands_where_its_comments_are(folder, tmp_path):
+    readme.README.write_text(before := "no comments\n")
+    (tmp_path / folder).mkdir()
+    page = tmp_path / folder / "page.md"
+    page.write_text(f"{BEGIN}\nold\n{END}\n")
+    readme.show("one", "| new |", write=True)
+    assert page.read_text() == f"{BEGIN}\n| new |\n{END}\n"
+    assert readme.README.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("name", "tool", "write"),
     [("one", "benchmark", True), ("two", "reproduce", True), ("one", "reproduce", False)],
@@ -29,7 +40,7 @@ def test_a_readme_is_left_alone_where_the_table_has_no_place(name, tool, write, 
     said = capsys.readouterr().out
     assert "| new |" in said
     assert (
-        f"put the lines <!-- {name}: made by python -m tools.{tool} --> and <!-- /{name} --> in it" in said
+        f"put the lines <!-- {name}: made by python -m tools.{tool} --> and <!-- /{name} --> in a page" in said
     ) is write
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.benchmark step                 print the table
     python -m tools.benchmark step --json FILE     print the table and write its rows
-    python -m tools.benchmark --report             print the tables of results/benchmark, and put them into README.md
+    python -m tools.benchmark --report             put the tables of results/benchmark into their page
 
 Five workloads compare constraints and their rivals. Each method has its turn in every round.
     map         the map from the trained parameters to the weight, forward and backward
@@ -94,7 +94,7 @@ def show(rows: list[dict]) -> None:
 
 
 def render() -> None:
-    """Put the tables of the stored results into the README."""
+    """Put the tables of the stored results into their page."""
     folder = RESULTS / "benchmark"
     found = report.load(folder, WORKLOADS)
     if not found:

@@ -1,4 +1,4 @@
-"""The README's tables of what the constraints cost, from the JSON files alone."""
+"""The tables of what the constraints cost, from the JSON files alone."""
 
 import json
 from collections.abc import Iterable

@@ -3,7 +3,7 @@
     python -m tools.reproduce digits                        run what results/digits does not hold yet
     python -m tools.reproduce fig5 --data cifar10           the paper's Fig. 5: all methods, 100 epochs
     python -m tools.reproduce table1 --device cuda:0 cuda:1 --shard 1/4 --data-dir FOLDER
-    python -m tools.reproduce fig5 --report                 print tables, put them into README.md, draw curves
+    python -m tools.reproduce fig5 --report                 print tables, put them into the pages, draw curves
     python -m tools.reproduce sparse --networks sparse_mlp100 --methods 'ReLU_tau*' 'CReLU_*_0.7*' --device cpu cpu
     python -m tools.reproduce preflight                     Monte Carlo of sparse activations at initialization
     python -m tools.reproduce convert --data-dir FOLDER     accuracy before and after a trained network is converted
@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def add_report(command: argparse.ArgumentParser) -> None:
     """Add the option that runs nothing."""
-    command.add_argument("--report", action="store_true", help="run nothing; put what is there into README.md")
+    command.add_argument("--report", action="store_true", help="run nothing; put what is there into the pages")
 
 
 def add_training_options(command: argparse.ArgumentParser, seeds: list[int]) -> None:

@@ -59,4 +59,4 @@ def test_a_readme_without_a_place_is_left_alone(small, capsys):
     before = readme.README.read_text()
     benchmark.main(["--report"])
     assert readme.README.read_text() == before
-    assert "has no place" in capsys.readouterr().out
+    assert "No page has a place" in capsys.readouterr().out

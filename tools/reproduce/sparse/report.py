@@ -48,26 +48,18 @@ class Chosen:
 
 
 def tables(methods: list[Chosen], rates: list[float], select_epochs: int, clipping: bool = True) -> str:
-    """Return a Markdown table for each network, the rules by which it was made, and what made it."""
+    """Return a Markdown table for each network, and what made it; results/sparse.md says how to read it."""
     parts = []
     for network in unique(chosen.network for chosen in methods):
         mine = [chosen for chosen in methods if chosen.network == network]
         config = mine[0].records[0]["config"]
-        parts += [f"{TITLES.get(network, network)} ([{config}]({config})):\n", *HEAD, *map(line, mine), ""]
+        parts += [f"{TITLES.get(network, network)} ([{config}](../{config})):\n", *HEAD, *map(line, mine), ""]
     grid = ", ".join(f"{rate:g}" for rate in rates)
     edge = sum(chosen.rate in (rates[0], rates[-1]) for chosen in methods)
     caption = (
-        f"{'' if clipping else 'Gradients are not clipped. '}Learning rates: of {grid}, for each method the one with "
-        f"the highest training accuracy after {select_epochs} "
-        f"epoch{'s' * (select_epochs > 1)} of seed 0, among runs that stayed finite; the lowest if none did. "
-        f"For {edge} of {len(methods)} methods it is the lowest or the highest of the grid. "
-        "Failed: the loss became infinite or nan, which ends a run, or the last test accuracy is below "
-        f"{FAILED:g} (chance is 0.1). Values are the last epoch's: training loss, the mean over the runs that stayed "
-        "finite; accuracy on the test images, mean (lowest to highest) over all seeds; measured sparsity, the mean "
-        "fraction of zeros in what layers take as input over the test images, the first layer left out. sparsity and "
-        "V'(q*) are those at initialization, V' of the variance map that the weights have; with LCW tau and clip are "
-        "those of the plain row. The paper's are the mean ± standard deviation of five runs of 200 epochs for "
-        "the MLP, one run for the CNN."
+        f"{'' if clipping else 'Gradients are not clipped. '}Learning rates: of {grid}, chosen after {select_epochs} "
+        f"epoch{'s' * (select_epochs > 1)} of seed 0. "
+        f"For {edge} of {len(methods)} methods it is the lowest or the highest of the grid."
     )
     records = [record for chosen in methods for record in chosen.records]
     return "\n".join([*parts, f"{caption} Made on {made_on(records)}"])
