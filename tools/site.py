@@ -2,21 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import Files
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "results/*.md")
 LINK = re.compile(r"\]\((?!http|#)([^)#]+)")
 
 
-def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
+def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Replace the pages of docs/ by all pages and all files that these link to, at their places in the repository."""
-    from mkdocs.structure.files import File  # noqa: PLC0415  # tests import this module without mkdocs
-
     for page in files.documentation_pages():
         files.remove(page)
     for path in sorted({*pages(), *(path for page in pages() for path in linked(page))}):
