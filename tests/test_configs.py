@@ -36,6 +36,7 @@ AFTER_LINEAR = {
     "": [torch.nn.Sigmoid],
     "BN": [torch.nn.BatchNorm1d, torch.nn.Sigmoid],
     "SL": [torch.nn.Sigmoid, torch.nn.BatchNorm1d],
+    "BN+SL": [torch.nn.BatchNorm1d, torch.nn.Sigmoid, torch.nn.BatchNorm1d],
 }
 
 
@@ -91,8 +92,8 @@ def trained(monkeypatch):
 def test_every_method_of_the_paper_trains_its_kind_of_weights_and_norm(method, trained, tmp_path):
     try_small(MLP50, tmp_path, *METHODS[method])
     (network,) = trained
-    norm, _, name = method.rpartition("+")
-    kind, norm = (KIND_OF_METHOD[name], norm) if name in KIND_OF_METHOD else ("none", name)
+    norm, _, name = method.removesuffix("+init").rpartition("+")
+    kind, norm = (KIND_OF_METHOD[name], norm) if name in KIND_OF_METHOD else ("none", f"{norm}+{name}".lstrip("+"))
     weights = [f"hidden.{index}.linear.weight" for index in range(3)] + ["output.weight"]
     assert {name: kind_of(ref) for name, ref in named_weights(network).items()} == dict.fromkeys(weights, kind)
     for layer in network.hidden:

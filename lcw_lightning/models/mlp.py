@@ -3,16 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
 
 from torch import nn
 
-__all__ = ["MLP", "Norm"]
+from lcw_lightning.models.norms import Norm, check_settings, normed_activation
 
-Norm = Literal["none", "batch", "standardization", "layer"]
-
-BEFORE_ACTIVATION: dict[Norm, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
-AFTER_ACTIVATION: dict[Norm, Callable[[int], nn.Module]] = {"standardization": nn.BatchNorm1d}
+__all__ = ["MLP"]
 
 
 class MLP(nn.Sequential):
@@ -29,10 +25,11 @@ class MLP(nn.Sequential):
         width: Units of each hidden layer.
         activation: Makes one activation module: a module class, or its class path on the command line.
         norm: ``batch`` (on the preactivation; the paper's BN), ``standardization`` (BatchNorm on the activation; the
-            paper's SL), ``layer`` (on the preactivation), or ``none``.
+            paper's SL), ``batch+standardization`` (both; the paper's BN+SL), ``layer`` (on the preactivation), or
+            ``none``.
 
     Raises:
-        ValueError: Unknown norm, or a depth below 1.
+        ValueError: Unknown norm, or a size below 1.
 
     Example:
         >>> import torch
@@ -49,12 +46,8 @@ class MLP(nn.Sequential):
         activation: Callable[[], nn.Module] = nn.Sigmoid,
         norm: Norm = "none",
     ) -> None:
-        if norm != "none" and norm not in BEFORE_ACTIVATION and norm not in AFTER_ACTIVATION:
-            raise ValueError(
-                f"MLP supports the norms none, {', '.join([*BEFORE_ACTIVATION, *AFTER_ACTIVATION])}; got {norm!r}."
-            )
-        if depth < 1:
-            raise ValueError(f"MLP needs a depth of at least 1 hidden layer, got {depth}.")
+        sizes = {"in_features": in_features, "num_classes": num_classes, "depth": depth, "width": width}
+        check_settings(self, norm, **sizes)
         widths = [in_features] + [width] * depth
         hidden = [_hidden_layer(fan_in, fan_out, activation, norm) for fan_in, fan_out in pairwise(widths)]
         output = nn.Linear(width, num_classes)
@@ -66,10 +59,5 @@ class MLP(nn.Sequential):
 
 
 def _hidden_layer(fan_in: int, fan_out: int, activation: Callable[[], nn.Module], norm: Norm) -> nn.Sequential:
-    layer = nn.Sequential(OrderedDict(linear=nn.Linear(fan_in, fan_out)))
-    if norm in BEFORE_ACTIVATION:
-        layer.add_module("norm", BEFORE_ACTIVATION[norm](fan_out))
-    layer.add_module("activation", activation())
-    if norm in AFTER_ACTIVATION:
-        layer.add_module("norm", AFTER_ACTIVATION[norm](fan_out))
-    return layer
+    linear = nn.Linear(fan_in, fan_out)
+    return nn.Sequential(OrderedDict(linear=linear, **normed_activation(fan_out, activation, norm, images=False)))

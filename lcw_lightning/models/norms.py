@@ -1,37 +1,45 @@
-"""Place the norms of convolutional networks, and check the networks' settings."""
+"""Place norms around activations, and check the settings of networks."""
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 from torch import nn
 
-from lcw_lightning.models.mlp import Norm
+__all__ = ["Norm", "check_settings", "normed_activation"]
 
-__all__ = ["check_settings", "normed_activation"]
+Norm = Literal["none", "batch", "standardization", "batch+standardization", "layer"]
 
 
-def normed_activation(channels: int, activation: Callable[[], nn.Module], norm: Norm) -> nn.Sequential:
-    """Return an activation with its norm before it (``batch``, ``layer``), after it (``standardization``), or none.
+def normed_activation(
+    features: int, activation: Callable[[], nn.Module], norm: Norm, *, images: bool = True
+) -> OrderedDict[str, nn.Module]:
+    """Return an activation and its norms by name, in the order of the forward pass.
 
-    Layer normalization is over all channels and positions of a sample, with one gain and one shift per channel.
+    ``batch`` and ``layer`` stand before the activation, ``standardization`` after it, and ``batch+standardization`` is
+    both. Layer normalization is over all channels and positions of a sample, with one gain and one shift per channel.
 
     Args:
-        channels: Channels of the activation's input.
+        features: Channels of images, or length of vectors.
         activation: Makes one activation module.
         norm: Name of the norm.
+        images: Whether its input has shape ``(batch, features, height, width)``, not ``(batch, features)``.
 
     Example:
-        >>> [type(module).__name__ for module in normed_activation(64, nn.ReLU, "batch")]
-        ['BatchNorm2d', 'ReLU']
+        >>> list(normed_activation(64, nn.ReLU, "batch+standardization"))
+        ['norm', 'activation', 'standardization']
     """
-    if norm == "none":
-        return nn.Sequential(OrderedDict(activation=activation()))
-    # GroupNorm with one group, because torch's LayerNorm would need the size of the images.
-    norm_module = nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)
-    if norm == "standardization":
-        return nn.Sequential(OrderedDict(activation=activation(), norm=norm_module))
-    return nn.Sequential(OrderedDict(norm=norm_module, activation=activation()))
+    batch_norm = nn.BatchNorm2d if images else nn.BatchNorm1d
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    if norm.startswith("batch"):
+        modules["norm"] = batch_norm(features)
+    elif norm == "layer":
+        # GroupNorm with one group, because torch's LayerNorm would need the size of the images.
+        modules["norm"] = nn.GroupNorm(1, features) if images else nn.LayerNorm(features)
+    modules["activation"] = activation()
+    if norm.endswith("standardization"):
+        modules["standardization" if "norm" in modules else "norm"] = batch_norm(features)
+    return modules
 
 
 def check_settings(network: nn.Module, norm: str, **sizes: int) -> None:

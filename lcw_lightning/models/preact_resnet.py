@@ -6,8 +6,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lcw_lightning.models.mlp import Norm
-from lcw_lightning.models.norms import check_settings, normed_activation
+from lcw_lightning.models.norms import Norm, check_settings, normed_activation
 
 __all__ = ["PreActResNet18", "ResidualUnit"]
 
@@ -32,7 +31,8 @@ class PreActResNet18(nn.Sequential):
         width: Channels of the first stage; each later one has twice as many as the one before.
         activation: Makes one activation module: a module class, or its class path on the command line.
         norm: ``batch`` (before each activation; the paper's BN), ``standardization`` (BatchNorm on the activation; the
-            paper's SL), ``layer`` (before each activation, over all channels and positions of a sample), or ``none``.
+            paper's SL), ``batch+standardization`` (both), ``layer`` (before each activation, over all channels and
+            positions of a sample), or ``none``.
 
     Raises:
         ValueError: Unknown norm, or a size below 1.
@@ -59,7 +59,7 @@ class PreActResNet18(nn.Sequential):
             channels = multiple * width
             unit2 = ResidualUnit(channels, channels, 1, activation, norm)
             layers[f"stage{number}"] = nn.Sequential(OrderedDict(unit1=unit1, unit2=unit2))
-        layers["activation"] = normed_activation(channels, activation, norm)
+        layers["activation"] = nn.Sequential(normed_activation(channels, activation, norm))
         layers["pool"] = nn.AdaptiveAvgPool2d(1)
         layers["flatten"] = nn.Flatten()
         layers["output"] = nn.Linear(channels, num_classes)
@@ -83,9 +83,9 @@ class ResidualUnit(nn.Module):
         self, in_channels: int, channels: int, stride: int, activation: Callable[[], nn.Module], norm: Norm
     ) -> None:
         super().__init__()
-        self.activation1 = normed_activation(in_channels, activation, norm)
+        self.activation1 = nn.Sequential(normed_activation(in_channels, activation, norm))
         self.conv1 = _conv3x3(in_channels, channels, norm, stride)
-        self.activation2 = normed_activation(channels, activation, norm)
+        self.activation2 = nn.Sequential(normed_activation(channels, activation, norm))
         self.conv2 = _conv3x3(channels, channels, norm)
         self.shortcut: nn.Conv2d | None = None
         if stride != 1 or in_channels != channels:

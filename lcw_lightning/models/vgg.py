@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lcw_lightning.models.mlp import Norm
-from lcw_lightning.models.norms import check_settings, normed_activation
+from lcw_lightning.models.norms import Norm, check_settings, normed_activation
 
 __all__ = ["VGG19"]
 
@@ -34,8 +33,8 @@ class VGG19(nn.Sequential):
         dropout: Probability that a hidden fully connected unit is dropped in training.
         activation: Makes one activation module: a module class, or its class path on the command line.
         norm: Norm of the convolutions: ``batch`` (on the preactivation; the paper's BN), ``standardization`` (BatchNorm
-            on the activation; the paper's SL), ``layer`` (on the preactivation, over all channels and positions of a
-            sample), or ``none``.
+            on the activation; the paper's SL), ``batch+standardization`` (both), ``layer`` (on the preactivation, over
+            all channels and positions of a sample), or ``none``.
 
     Raises:
         ValueError: Unknown norm, a size below 1, or a dropout outside [0, 1].
@@ -76,7 +75,7 @@ def _features(in_channels: int, width: int, activation: Callable[[], nn.Module],
         for number in range(1, convolutions + 1):
             layers[f"conv{block}_{number}"] = nn.Conv2d(channels, multiple * width, kernel_size=3, padding=1)
             channels = multiple * width
-            layers[f"activation{block}_{number}"] = normed_activation(channels, activation, norm)
+            layers[f"activation{block}_{number}"] = nn.Sequential(normed_activation(channels, activation, norm))
         # Rounding up leaves at least one position, for 28 x 28 pixels too.
         layers[f"pool{block}"] = nn.MaxPool2d(kernel_size=2, ceil_mode=True)
     return nn.Sequential(layers)

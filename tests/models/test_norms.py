@@ -17,6 +17,7 @@ ORDERS = {
     "none": ["activation"],
     "batch": ["norm", "activation"],
     "standardization": ["activation", "norm"],
+    "batch+standardization": ["norm", "activation", "standardization"],
     "layer": ["norm", "activation"],
 }
 KINDS = ["none", "lcw", "cwn", "wn", "sn"]
@@ -59,7 +60,7 @@ def test_norms_stand_where_the_paper_puts_them(make, norm):
 
 def test_layer_norm_makes_each_sample_standard_over_channels_and_positions():
     images = torch.randn(6, 4, 3, 5) * 3 + torch.arange(6.0).view(6, 1, 1, 1)
-    normed = normed_activation(4, nn.Identity, "layer")(images)
+    normed = nn.Sequential(normed_activation(4, nn.Identity, "layer"))(images)
     torch.testing.assert_close(normed, nn.functional.layer_norm(images, images.shape[1:]))
 
 
@@ -184,5 +185,6 @@ def test_any_activation_comes_by_its_class_path(make):
 
 @networks
 def test_an_unknown_norm_lists_the_known_ones(make):
-    with pytest.raises(ValueError, match="supports the norms none, batch, standardization, layer; got 'group'"):
+    known = r"none, batch, standardization, batch\+standardization, layer"
+    with pytest.raises(ValueError, match=f"supports the norms {known}; got 'group'"):
         make(norm="group")

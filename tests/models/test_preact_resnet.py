@@ -122,7 +122,10 @@ def test_images_of_other_sizes_and_channels_are_taken(size):
     assert PreActResNet18(num_classes=5, in_channels=1, width=2)(torch.randn(3, 1, size, size)).shape == (3, 5)
 
 
-@pytest.mark.parametrize(("norm", "expected"), [("batch", 0), ("layer", 0), ("none", 17), ("standardization", 17)])
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [("batch", 0), ("batch+standardization", 0), ("layer", 0), ("none", 17), ("standardization", 17)],
+)
 def test_convolutions_have_a_bias_where_no_norm_before_the_activation_has_one(norm, expected):
     network = PreActResNet18(width=2, norm=norm)
     biases = [

@@ -41,6 +41,8 @@ GRIDS = {
             **KINDS,
             "BN": [*PLAIN, BN],
             "SL": [*PLAIN, "--model.network.norm=standardization"],
+            "BN+SL": [*PLAIN, "--model.network.norm=batch+standardization"],
+            "BN+init": ["--constraint.kind=none", BN],  # the control of BN+LCW, which starts from data too
             **{f"BN+{method}": [*flags, BN] for method, flags in KINDS.items()},
         },
         last=1,

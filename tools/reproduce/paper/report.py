@@ -10,7 +10,7 @@ from tools.readme import head, made_on, row
 from tools.reproduce.paper.grids import PAPER_TABLE_1, Grid
 from tools.reproduce.runs import Run, finished
 
-PAPER_FIG_5 = {"plain": "-", "WN": "does not train", "SN": "does not train"}
+PAPER_FIG_5 = {"plain": "-", "BN+init": "-", "WN": "does not train", "SN": "does not train"}
 PANELS = ("train/loss", "test/loss", "train/accuracy", "test/accuracy")
 ByMethod = dict[str, list[dict]]
 Groups = dict[tuple[str, str], ByMethod]  # by network and data set

@@ -9,7 +9,7 @@ def names(*flags):
 
 
 def test_a_grid_without_options_is_all_its_combinations():
-    assert len(names("fig5")) == 22
+    assert len(names("fig5")) == 26
 
 
 @pytest.mark.parametrize("shards", [1, 3, 7, 50])
