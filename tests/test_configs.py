@@ -113,7 +113,15 @@ def test_the_recipe_is_the_papers(config):
     assert settings["data"]["class_path"].endswith(data.upper())
     assert (data_settings["batch_size"], data_settings["val_size"], data_settings["augment"]) == (128, 0, True)
     assert model["network"]["init_args"]["num_classes"] == int(data.removeprefix("cifar"))
-    assert model["network"]["init_args"]["norm"] == ("none" if network == "mlp50" else "batch")
+    norms = {key: value for key, value in model["network"]["init_args"].items() if key.endswith("norm")}
+    assert (
+        norms
+        == {
+            "mlp50": {"norm": "none"},
+            "vgg19": {"norm": "batch", "hidden_norm": "batch"},
+            "resnet18": {"norm": "batch"},
+        }[network]
+    )
     assert settings["constraint"] == {"kind": "lcw"}
     assert settings["minibatch_init"] == {"granularity": "layer"}
 

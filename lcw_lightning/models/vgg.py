@@ -16,8 +16,10 @@ BLOCKS = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
 class VGG19(nn.Sequential):
     """VGG19 for 32 x 32 images: 16 convolutions, three fully connected layers with dropout (paper, Section 6.2).
 
-    There is a BatchNorm between each convolution and its ReLU. The fully connected layers have no BatchNorm, because
-    with it the loss grows at first at the paper's learning rate of 0.1. Five poolings take 32 x 32 pixels to 8
+    There is a BatchNorm between each convolution and its ReLU; with ``hidden_norm="batch"`` there is one before each of
+    the 18 ReLUs, as in the paper. The loss then rises at first at the paper's learning rate of 0.1: with plain weights
+    on CIFAR-10, seed 0, from a mean of 2.52 over the first five steps to 2.91 over steps 16 to 20, where it stays at 2.34
+    without. Five poolings take 32 x 32 pixels to 8
     ``width`` x 1 x 1 features. Images of other sizes work too: odd sizes are rounded up, and the remaining positions
     are averaged. The output has shape ``(batch, num_classes)``.
 
@@ -35,6 +37,7 @@ class VGG19(nn.Sequential):
         norm: Norm of the convolutions: ``batch`` (on the preactivation; the paper's BN), ``standardization`` (BatchNorm
             on the activation; the paper's SL), ``batch+standardization`` (both), ``layer`` (on the preactivation, over
             all channels and positions of a sample), or ``none``.
+        hidden_norm: Norm of the two hidden fully connected layers, likewise.
 
     Raises:
         ValueError: Unknown norm, a size below 1, or a dropout outside [0, 1].
@@ -54,15 +57,17 @@ class VGG19(nn.Sequential):
         dropout: float = 0.5,
         activation: Callable[[], nn.Module] = nn.ReLU,
         norm: Norm = "batch",
+        hidden_norm: Norm = "none",
     ) -> None:
         sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "hidden_width": hidden_width}
         check_settings(self, norm, **sizes)
+        check_settings(self, hidden_norm)
         super().__init__(
             OrderedDict(
                 features=_features(in_channels, width, activation, norm),
                 pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
-                hidden=_hidden_layers(BLOCKS[-1][0] * width, hidden_width, dropout, activation),
+                hidden=_hidden_layers(BLOCKS[-1][0] * width, hidden_width, dropout, activation, hidden_norm),
                 output=nn.Linear(hidden_width, num_classes),
             )
         )
@@ -81,10 +86,13 @@ def _features(in_channels: int, width: int, activation: Callable[[], nn.Module],
     return nn.Sequential(layers)
 
 
-def _hidden_layers(fan_in: int, width: int, dropout: float, activation: Callable[[], nn.Module]) -> nn.Sequential:
+def _hidden_layers(
+    fan_in: int, width: int, dropout: float, activation: Callable[[], nn.Module], norm: Norm
+) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, inputs in enumerate((fan_in, width), start=1):
         layers[f"linear{number}"] = nn.Linear(inputs, width)
-        layers[f"activation{number}"] = activation()
+        normed = normed_activation(width, activation, norm, images=False)
+        layers.update({f"{name}{number}": module for name, module in normed.items()})
         layers[f"dropout{number}"] = nn.Dropout(dropout)
     return nn.Sequential(layers)
