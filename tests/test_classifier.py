@@ -131,6 +131,23 @@ def test_geometric_decay_is_the_papers_schedule(settings, expected):
     assert rates == pytest.approx([expected(epoch) for epoch in range(300)])
 
 
+@pytest.mark.parametrize("epochs", [7, 10, 30, 50, 90, 150, 299, 300, 600])
+def test_geometric_decay_runs_through_the_papers_rates_in_any_number_of_epochs(epochs):
+    short = GeometricDecay(SGD([nn.Parameter(torch.zeros(1))]), every_n_epochs=3 * epochs / 300)
+    # In whole numbers: epoch t of the short run has the rate of the paper's epoch 300 t / epochs.
+    expected = [max(0.95 ** (300 * epoch // (3 * epochs)), 0.01) for epoch in range(epochs)]
+    assert [short.lr_lambdas[0](epoch) for epoch in range(epochs)] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["none", "lcw", "cwn", "wn", "sn"])
+@pytest.mark.parametrize("flag", [True, False])
+def test_channels_last_reaches_the_images_between_the_layers(kind, flag):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
+    classifier = ImageClassifier(network, SGD, channels_last=flag)
+    constrain(classifier, kind)
+    assert classifier(torch.randn(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last) is flag
+
+
 def test_geometric_decay_keeps_each_groups_own_rate():
     optimizer = SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}])
     scheduler = GeometricDecay(optimizer, factor=0.5, floor=0.08)
@@ -143,7 +160,7 @@ def test_geometric_decay_keeps_each_groups_own_rate():
     "settings", [{"factor": -1.0}, {"factor": 1.5}, {"every_n_epochs": 0}, {"floor": -1.0}], ids=lambda s: next(iter(s))
 )
 def test_geometric_decay_refuses_impossible_settings(settings):
-    with pytest.raises(ValueError, match="0 < factor <= 1, every_n_epochs >= 1 and floor >= 0"):
+    with pytest.raises(ValueError, match="0 < factor <= 1, every_n_epochs > 0 and floor >= 0"):
         GeometricDecay(SGD([nn.Parameter(torch.zeros(1))]), **settings)
 
 

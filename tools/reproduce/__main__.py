@@ -4,6 +4,8 @@
     python -m tools.reproduce fig5 --data cifar10           the paper's Fig. 5: all methods, 100 epochs
     python -m tools.reproduce table1 --device cuda:0 cuda:1 --shard 1/4 --data-dir FOLDER
     python -m tools.reproduce fig5 --report                 print tables, put them into the pages, draw curves
+    python -m tools.reproduce table1 --epochs 30 --precision bf16-mixed --channels-last --compile --plan --minutes 60
+                                                            which runs one GPU does in an hour; then without --plan ...
     python -m tools.reproduce sparse --networks sparse_mlp100 --methods 'ReLU_tau*' 'CReLU_*_0.7*' --device cpu cpu
     python -m tools.reproduce preflight                     Monte Carlo of sparse activations at initialization
     python -m tools.reproduce convert --data-dir FOLDER     accuracy before and after a trained network is converted
@@ -14,7 +16,9 @@ then longer runs use several seeds. If several runs share a CPU's cores, set OMP
 
 A finished run is never repeated; delete its JSON file to run it anew. If fig5, table1 or sparse is killed and started
 again, an unfinished run continues from its last epoch and ends with the same numbers: exactly on CPUs, on GPUs as far
-as their kernels are deterministic. Runs with --epochs or --precision have these in their names; reports need them too.
+as their kernels are deterministic. Runs with --epochs, --precision, --channels-last or --compile have these in their
+names; reports need them too. With --epochs table1 runs through the whole decay of the learning rate in so many epochs;
+the others train the first epochs of their schedules.
 """
 
 import argparse

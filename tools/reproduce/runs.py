@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 import torch
+import yaml
 
 from tools.records import ROOT, environment, read_json, write_json
 
@@ -42,6 +43,11 @@ class Run:
     def name(self) -> str:
         """The name of this run's files."""
         return f"{self.network}_{self.data}_{self.method.lower()}{self.variant}_seed{self.seed}"
+
+
+def settings(network: str, data: str) -> dict:
+    """Return the content of a network's config."""
+    return yaml.safe_load((CONFIGS / f"{network}_{data}.yaml").read_text())
 
 
 def train_all(runs: list[Run], arguments: argparse.Namespace) -> None:

@@ -24,12 +24,14 @@ class Grid:
         data: Data sets, as in the configs' names.
         methods: The flags for ``lcw fit``, by the paper's names.
         last: The table holds the mean of so many last epochs.
+        scaled: Whether ``--epochs`` scales the whole schedule, or trains its first epochs alone.
     """
 
     networks: dict[str, str]
     data: tuple[str, ...]
     methods: dict[str, list[str]]
     last: int
+    scaled: bool = False
 
 
 GRIDS = {
@@ -52,6 +54,7 @@ GRIDS = {
         data=("cifar10", "cifar100"),
         methods={"plain": PLAIN, **KINDS},
         last=10,
+        scaled=True,
     ),
 }
 

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from tools.readme import head, made_on, row
 from tools.reproduce.paper.grids import PAPER_TABLE_1, Grid
-from tools.reproduce.runs import Run, finished
+from tools.reproduce.runs import Run, finished, settings
 
+EVERY_N_EPOCHS = "--model.lr_scheduler.init_args.every_n_epochs"  # by which a schedule is scaled
 PAPER_FIG_5 = {"plain": "-", "BN+init": "-", "WN": "does not train", "SN": "does not train"}
 PANELS = ("train/loss", "test/loss", "train/accuracy", "test/accuracy")
 ByMethod = dict[str, list[dict]]
@@ -35,13 +36,35 @@ def tables(name: str, grid: Grid, groups: Groups) -> str:
     """Return a Markdown table for each network and data set, and a line that says what made them."""
     parts = []
     for network, data, title, methods in titled(grid, groups):
-        lines = table_1(network, data, methods, grid.last) if name == "table1" else table_5(methods, grid.last)
-        parts += [f"{title}:\n", *lines, ""]
+        last, schedule = averaged(grid, network, data, methods)
+        lines = table_1(network, data, methods, last) if name == "table1" else table_5(methods, last)
+        parts += [f"{title}{schedule}:\n", *lines, ""]
     by_method = [records for methods in groups.values() for records in methods.values()]
     over_seeds = ", mean ± standard deviation over seeds" if max(map(len, by_method)) > 1 else ""
-    which = "the last epoch's" if grid.last == 1 else f"the mean of the last {grid.last} epochs"
-    note = f"Each value is {which}{over_seeds}; s/epoch is the median, with validation."
+    which = "as said above" if schedule else f"the mean of the last {last} epochs" if last > 1 else "the last epoch's"
+    note = f"Each value is {which}{over_seeds}; s/epoch is the median, with validation{flags(grid, by_method[0][0])}."
     return "\n".join([*parts, f"{note} Made on {made_on([record for records in by_method for record in records])}"])
+
+
+def averaged(grid: Grid, network: str, data: str, methods: ByMethod) -> tuple[int, str]:
+    """Return over how many last epochs values are averaged, and words for it if the schedule was scaled."""
+    given = dict(flag.split("=", 1) for records in methods.values() for flag in records[0]["flags"])
+    if EVERY_N_EPOCHS not in given:
+        return grid.last, ""
+    config, epochs = settings(network, data), int(given["--trainer.max_epochs"])
+    whole, decay = config["trainer"]["max_epochs"], config["model"]["init_args"]["lr_scheduler"]["init_args"]
+    last = max(1, grid.last * epochs // whole)
+    return last, (
+        f", {epochs} epochs in place of {whole}, the learning rate falling as far: times {decay['factor']} every "
+        f"{float(given[EVERY_N_EPOCHS]):.3g} epochs in place of {decay['every_n_epochs']}; values are "
+        + (f"means of the last {last} epochs" if last > 1 else "the last epoch's")
+    )
+
+
+def flags(grid: Grid, record: dict) -> str:
+    """Return words for the flags that change neither the method nor the schedule."""
+    more = [flag for flag in record["flags"] if flag not in grid.methods[record["method"]] and "epochs" not in flag]
+    return f"; run with {' '.join(more)}" if more else ""
 
 
 def table_5(methods: ByMethod, last: int) -> list[str]:
