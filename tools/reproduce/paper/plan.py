@@ -1,4 +1,4 @@
-"""Which runs of a grid fit into a time, from the time of a few steps of each network and method."""
+"""Which runs of a grid fit into a time, from the time of some steps of each network and method."""
 
 import argparse
 import heapq
@@ -14,7 +14,7 @@ from tools.reproduce.runs import Run, recorded, settings, train
 
 STEPS = 390  # an epoch of CIFAR's 50,000 images in batches of 128
 EPOCHS = 3  # that are measured, short ones: the first also compiles
-SHORT = 20  # training steps of such an epoch, with a fifth as many batches of validation, which is CIFAR's proportion
+SHORT = 100  # training steps of such an epoch, with a fifth as many batches of validation, which is CIFAR's proportion
 MEASURED = (
     f"--trainer.max_epochs={EPOCHS}",
     f"--trainer.limit_train_batches={SHORT}",

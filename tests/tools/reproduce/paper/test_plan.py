@@ -18,10 +18,10 @@ def test_a_run_takes_its_start_and_390_steps_an_epoch():
 
 
 def test_the_pace_is_that_of_later_epochs_and_the_rest_is_the_start():
-    # 20 steps an epoch; the first epoch compiles for 9 s, and 5 s pass before it.
+    # 100 steps an epoch; the first epoch compiles for 9 s, and 5 s pass before it.
     found = pace(whole=5 + 10 + 1 + 1, seconds=[10.0, 1.0, 1.0])
-    assert found == pytest.approx((14.0, 1 / 20))
-    assert found.start + 3 * 20 * found.step == pytest.approx(17)
+    assert found == pytest.approx((14.0, 1 / 100))
+    assert found.start + 3 * 100 * found.step == pytest.approx(17)
 
 
 @pytest.mark.parametrize(("devices", "expected"), [(1, [3, 5, 9, 10]), (2, [3, 2, 6, 4]), (9, [3, 2, 4, 1])], ids=str)
