@@ -48,7 +48,16 @@ if TYPE_CHECKING:
 VERSION: str = lcw_lightning.__version__
 
 IMAGE_NETWORKS: list[nn.Module] = [
-    VGG19(num_classes=100, in_channels=1, width=2, hidden_width=8, dropout=0.1, activation=nn.Tanh, norm="layer"),
+    VGG19(
+        num_classes=100,
+        in_channels=1,
+        width=2,
+        hidden_width=8,
+        dropout=0.1,
+        activation=nn.Tanh,
+        norm="layer",
+        hidden_norm="batch",
+    ),
     PreActResNet18(num_classes=100, in_channels=1, width=2, activation=nn.Tanh, norm="none"),
     DeepCNN(in_channels=1, num_classes=100, depth=4, channels=8, activation=nn.Tanh),
 ]

@@ -61,6 +61,7 @@ def test_epochs_of_a_checkpoint_are_not_left(tmp_path):
     assert epochs_left(run, tmp_path, 30) == 18
 
 
+@pytest.mark.slow
 def test_a_plan_measures_what_is_not_finished_and_trains_nothing(small_grid, capfd):
     output = small_grid / "out"
     write_json(output / "mlp_digits_plain_5epochs_seed0.json", {})
