@@ -1,6 +1,6 @@
 """A context manager that shows the inputs and outputs of layers and their gradients, and leaves no hook behind."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
@@ -33,8 +34,8 @@ def observe(layers: Mapping[str, nn.Module], observer: Observer) -> Iterator[Non
     called several times is observed each time.
 
     If a layer returns several tensors, as a tuple or a dict, z is the first. A recurrent layer also returns its last
-    hidden states; their gradient is shown as a gradient of z, because a network may read either. Of packed sequences
-    the data are shown.
+    hidden states; their gradient is shown as a gradient of z at these steps, because a network may read either. Of
+    packed sequences the data are shown.
 
     Args:
         layers: Modules by name; the input is the first argument that is a tensor of floating-point numbers. If another
@@ -100,20 +101,58 @@ class _Hooks:
             # Hooks on a view are lost when a later layer, such as ReLU(inplace=True), changes it in place.
             first = first.clone()
             output = _with_first(output, first)
-        read = [first]
-        if isinstance(layer, nn.RNNBase):
-            read.append(output[1] if isinstance(output[1], Tensor) else output[1][0])
-        for tensor in read:
-            if tensor.requires_grad:
-                self.observe_gradient(tensor, name, "preactivation_gradient")
+        if isinstance(layer, nn.RNNBase) and first.requires_grad:
+            self.observe_gradient_of_states(layer, name, output)
+        elif first.requires_grad:
+            self.observe_gradient(first, name, "preactivation_gradient")
         return output
+
+    def observe_gradient_of_states(self, layer: nn.RNNBase, name: str, output: tuple[Any, Any]) -> None:
+        states, last = output[0], output[1] if isinstance(output[1], Tensor) else output[1][0]
+
+        def hook(gradients: Sequence[Tensor | None]) -> None:
+            if (gradient := _gradient_of_states(layer, states, gradients)) is not None:
+                self.observer(name, "preactivation_gradient", gradient.detach())
+
+        self.handles.append(register_multi_grad_hook((_data(states), last), hook))
 
     def observe_gradient(self, tensor: Tensor, name: str, quantity: Quantity) -> None:
         def hook(gradient: Tensor | None) -> None:
-            if gradient is not None:  # None for the outputs of a recurrent layer if only its last state is read
+            if gradient is not None:
                 self.observer(name, quantity, gradient.detach())
 
         self.handles.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+
+
+def _gradient_of_states(
+    layer: nn.RNNBase, states: Tensor | PackedSequence, gradients: Sequence[Tensor | None]
+) -> Tensor | None:
+    """Return the gradient of a recurrent layer's hidden states, to which that of its last ones belongs.
+
+    So it does not matter whether a network reads ``output[:, -1]`` or the last hidden state.
+    """
+    full, of_last = gradients
+    if of_last is None:
+        return full
+    full = torch.zeros_like(_data(states)) if full is None else full.clone()
+    directions = 1 + layer.bidirectional
+    for direction, part in enumerate(of_last[-directions:]):  # of the last of stacked layers
+        units = slice(direction * part.shape[-1], (direction + 1) * part.shape[-1])
+        if isinstance(states, PackedSequence):
+            full[_last_rows(states, direction), units] += part
+        else:
+            steps = full.transpose(0, 1) if layer.batch_first and full.dim() == 3 else full
+            steps[direction - 1, ..., units] += part  # the second direction ends at step 0
+    return full
+
+
+def _last_rows(packed: PackedSequence, direction: int) -> Tensor:
+    """Return where the last step of each sequence lies in packed data."""
+    sizes = packed.batch_sizes
+    sequences = torch.arange(int(sizes[0]))
+    lengths = (sizes.unsqueeze(1) > sequences).sum(0)
+    rows = sequences if direction else (sizes.cumsum(0) - sizes)[lengths - 1] + sequences
+    return rows if packed.unsorted_indices is None else rows[packed.unsorted_indices.cpu()]
 
 
 def _first_parameter(layer: nn.Module) -> str:

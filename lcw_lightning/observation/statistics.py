@@ -92,14 +92,23 @@ class WeightFacts(NamedTuple):
 
     @classmethod
     def of(cls, layer: ObservedLayer, units: Mapping[str, Tensor]) -> "WeightFacts":
-        """Return the facts of a layer's weights, given as :meth:`ObservedLayer.units` returns them."""
+        """Return the facts of a layer's weights, given as :meth:`ObservedLayer.units` returns them.
+
+        Sums are those of the weights that multiply: under autocast they are rounded to its dtype.
+        """
         dtype = torch.promote_types(next(iter(units.values())).dtype, torch.float32)
         norms = {
             name: torch.linalg.vector_norm(matrix, dim=1, keepdim=True, dtype=dtype) for name, matrix in units.items()
         }
-        sums = [matrix.sum(1, keepdim=True, dtype=dtype) for matrix in units.values()]
+        sums = [_as_multiplied(matrix).sum(1, keepdim=True, dtype=dtype) for matrix in units.values()]
         bias = None if layer.bias is None else layer.bias.to(torch.float64, copy=True)
         return cls(torch.cat(sums), torch.cat(list(norms.values())), layer.input_units(norms), bias)
+
+
+def _as_multiplied(weight: Tensor) -> Tensor:
+    kind = weight.device.type
+    is_rounded = torch.is_autocast_enabled(kind) and weight.dtype == torch.float32
+    return weight.to(torch.get_autocast_dtype(kind)) if is_rounded else weight
 
 
 def network_statistics(

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
@@ -16,6 +16,7 @@ class Tape:
 
     def __init__(self):
         self.inputs, self.outputs, self.read = [], [], []
+        self.gradients = lambda: [tensor.grad for tensor in self.read]
 
     def put(self, tensor):
         self.inputs.append(tensor * 1)  # so that its gradient is this layer's share alone
@@ -50,17 +51,42 @@ def recurrent(*shape, read=("output", "state")):
         output, state = layer(tape.put(numbers(*shape)))
         tape.outputs.append(output)
         hidden = state if isinstance(state, torch.Tensor) else state[0]
-        for tensor in (output,) * ("output" in read) + (hidden,) * ("state" in read):
-            tape.reads(tensor)
+        parts = {"output": output, "state": hidden}
+        for name in read:
+            tape.reads(parts[name])
+        tape.gradients = lambda: [at_all_steps(layer, output, *(parts[n].grad if n in read else None for n in parts))]
 
     return forward
+
+
+def at_all_steps(layer, output, of_output, of_state):
+    """The gradient of the output, to which that of the last states of the last layer is added at their steps."""
+    total = torch.zeros_like(output) if of_output is None else of_output.clone()
+    if of_state is not None:
+        steps = total.movedim(1, 0) if layer.batch_first else total
+        width = of_state.shape[-1]
+        steps[-1, ..., :width] += of_state[-2 if layer.bidirectional else -1]
+        if layer.bidirectional:
+            steps[0, ..., width:] += of_state[-1]
+    return total
 
 
 def packed(layer, tape):
     data, sizes, *_ = pack_sequence([numbers(length, 6) for length in (9, 5, 2)])
     output, state = layer(PackedSequence(tape.put(data), sizes))
     tape.take(output.data)
-    tape.reads(state if isinstance(state, torch.Tensor) else state[0])
+    hidden = tape.reads(state if isinstance(state, torch.Tensor) else state[0])
+
+    def gradients():
+        """Unpack by torch's own function, so that the last steps are those of the lengths."""
+        padded, lengths = pad_packed_sequence(PackedSequence(output.data.grad, sizes))
+        for number, length in enumerate(lengths):
+            padded[length - 1, number, : hidden.shape[-1]] += hidden.grad[0, number]
+            if layer.bidirectional:
+                padded[0, number, hidden.shape[-1] :] += hidden.grad[1, number]
+        return [torch.cat([padded[:length, number] for number, length in enumerate(lengths)])]
+
+    tape.gradients = gradients
 
 
 def cell(layer, tape):
@@ -139,7 +165,7 @@ def run(layer, forward):
     torch.manual_seed(3)
     tape = Tape()
     forward(layer, tape)
-    torch.autograd.backward(tape.read, [torch.randn_like(tensor) + 0.1 for tensor in tape.read])
+    sum((tensor * (torch.randn_like(tensor) + 0.1)).sum() for tensor in tape.read).backward()
     return tape
 
 
@@ -177,7 +203,7 @@ def textbook(layer, tape):
     directions = 2 if getattr(layer, "bidirectional", False) else 1
     ins, outs = tape.inputs[0].shape[dim], tape.outputs[0].shape[dim] // directions
     a, da = channels(tape.inputs, dim, ins), channels([tensor.grad for tensor in tape.inputs], dim, ins)
-    z, dz = channels(tape.outputs, dim, outs), channels([tensor.grad for tensor in tape.read], dim, outs)
+    z, dz = channels(tape.outputs, dim, outs), channels(tape.gradients(), dim, outs)
     holder = layer.out_proj if isinstance(layer, nn.MultiheadAttention) else layer
     z = z - holder.bias.detach() if isinstance(holder.bias, torch.Tensor) else z
     found = {

@@ -80,6 +80,18 @@ def test_autocast_changes_neither_the_angle_nor_the_training(dtype):
         assert torch.equal(one.grad, other.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_under_autocast_the_residual_is_that_of_the_weights_that_multiply(dtype):
+    network, inputs = nn.Sequential(nn.Linear(256, 64)), torch.rand(16, 256)
+    constrain(network)
+    rounded = network[0].weight.detach().to(dtype).double()
+    expected = (rounded.sum(1).abs() / network[0].weight.detach().double().norm(dim=1)).max().item()
+    with torch.autocast("cpu", dtype):
+        row = look(network, inputs, loss=lambda output: output.float().mean()).statistics()["0"]
+    assert row["constraint_residual"] == pytest.approx(expected, rel=0.01)
+    assert row["constraint_residual"] > 100 * look(network, inputs).statistics()["0"]["constraint_residual"]
+
+
 def test_gradients_come_without_their_unit():
     network, inputs = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)), torch.rand(16, 4)
     scaled = look(copy.deepcopy(network), inputs, loss=lambda y: 1024 * y.square().sum(), gradient_scale=1024.0)
