@@ -110,13 +110,15 @@ def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
 
 def _dead(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     hidden = list(statistics)[1:]  # zeros in the input of the first layer are data, not dead units
+    if condition.zero_gains:  # behind them units are zero until their branch takes part
+        hidden = [layer for layer in hidden if statistics[layer].get(Statistic.GRADIENT_STD) != 0]
     dead = {
         layer: statistics[layer].get(Statistic.DEAD_UNITS, 0.0)
         for layer in hidden
         if not condition.sparse and _many_dead(statistics[layer], condition.input_values.get(layer, math.inf))
     }
     shares = [row.get(Statistic.DEAD_UNITS, 0.0) for row in map(statistics.__getitem__, hidden)]
-    if dead and (max(dead.values()) >= NEARLY_ALL or sum(shares) / len(shares) > MANY_DEAD):
+    if dead and (max(dead.values()) >= NEARLY_ALL or sum(shares) / len(hidden) > MANY_DEAD):
         worst = max(dead, key=dead.__getitem__)
         yield Finding(
             f"Dead units: {dead[worst]:.0%} of the inputs of {worst!r} are zero on the whole batch, more than "
