@@ -16,8 +16,15 @@ __all__ = ["main"]
 
 def main(args: "ArgsType" = None) -> None:
     """Run ``lcw``, as :func:`lcw_lightning.cli.app.main` does; ``lcw --version`` does not import torch."""
-    if (sys.argv[1:] if args is None else args) == ["--version"]:
+    given = sys.argv[1:] if args is None else args
+    if given == ["--version"]:
         sys.stdout.write(f"lcw {lcw_lightning.__version__}\n")
+        return
+    is_of_network = isinstance(given, list) and any(str(flag).startswith("--network") for flag in given)
+    if is_of_network and given[0] == "analyze":
+        from lcw_lightning.cli import network_command  # noqa: PLC0415  # imports torch, but not Lightning
+
+        network_command.main(given[1:])
         return
     from lcw_lightning.cli import app  # noqa: PLC0415  # imports torch and Lightning, which takes seconds
 

@@ -1,0 +1,133 @@
+"""``lcw analyze --network``: the report on any network that a function or class builds, on random numbers."""
+
+import copy
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Literal, cast
+
+import torch
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+from torch import Tensor, nn
+
+from lcw_lightning.analysis.analyze import analyze
+from lcw_lightning.analysis.report import Report, render, save
+from lcw_lightning.constraints.constrain import constrain
+from lcw_lightning.constraints.kinds import Kind
+from lcw_lightning.initialization.minibatch import minibatch_init_
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lcw analyze --network`` with these arguments; an error ends in one message on stderr."""
+    sys.path.insert(0, os.getcwd())  # as python -m does
+    torch.set_flush_denormal(True)
+    try:
+        given = _parser().parse_args(list(args))
+        output = given.pop("output")
+        reports = _reports(**given.as_dict())
+        sys.stdout.write(render(reports))
+        sys.stdout.write(f"written to {save(reports, output)}\n")
+    except Exception as error:
+        if os.environ.get("JSONARGPARSE_DEBUG") == "true":
+            raise
+        sys.exit(f"lcw: error: {error or type(error).__name__}\n(JSONARGPARSE_DEBUG=true shows where)")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="lcw analyze",
+        description="Report on a network before it is trained, on random inputs and labels, without a LightningModule.",
+    )
+    parser.add_argument(
+        "--network",
+        type=str,
+        required=True,
+        help="A class or a function that returns a network, such as torchvision.models.resnet50 or timm.create_model.",
+    )
+    arguments = "Its arguments, such as '{num_classes: 10}'."
+    parser.add_argument("--network_args", type=dict[str, Any], default={}, help=arguments)
+    parser.add_argument(
+        "--input_shape",
+        type=PositiveInt,
+        nargs="+",
+        default=[3, 224, 224],
+        help="Shape of one input. Inputs are drawn from the standard normal distribution.",
+    )
+    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="Number of inputs.")
+    parser.add_argument(
+        "--compare",
+        type=Literal["as_built", Kind],
+        nargs="+",
+        default=["as_built"],
+        help="as_built is the network alone; of a kind of constraint it is constrained and rescaled on the inputs.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Of the weights, inputs and labels.")
+    parser.add_argument("--output", type=str, default="analysis", help="Folder for analysis.json and figures.")
+    return parser
+
+
+def _reports(
+    network: str, network_args: dict[str, Any], input_shape: list[int], batch_size: int, compare: list[str], seed: int
+) -> dict[str, Report]:
+    torch.manual_seed(seed)
+    built = _build(network, network_args)
+    inputs = torch.randn(batch_size, *input_shape)
+    labels = torch.randint(_num_classes(built, network, inputs), (batch_size,))
+    reports = {}
+    for kind in compare:
+        judged = copy.deepcopy(built)
+        if kind != "as_built":
+            constrain(judged, cast(Kind, kind))
+            minibatch_init_(judged, inputs)
+        reports[kind] = analyze(judged, (inputs, labels))
+    return {"": reports[compare[0]]} if len(compare) == 1 else reports
+
+
+def _build(path: str, arguments: dict[str, Any]) -> nn.Module:
+    """Return the network that ``path`` builds.
+
+    Raises:
+        ValueError: There is no such function or class, it does not take the arguments, or it returns no network.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        make = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--network={path} names no function or class ({error}); write package.module.name, with the module "
+            "installed or in the working directory."
+        ) from error
+    try:
+        network = make(**arguments)
+    except TypeError as error:
+        raise ValueError(f"--network={path} does not take --network_args={arguments}: {error}.") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"--network={path} returns {type(network).__name__}, and no torch.nn.Module.")
+    return network
+
+
+def _num_classes(network: nn.Module, path: str, inputs: Tensor) -> int:
+    """Return the number of classes of a network, by the shape of its output.
+
+    Raises:
+        ValueError: It does not take the inputs, or its output is no tensor of one row of logits for each input.
+    """
+    try:
+        with torch.no_grad():
+            outputs = copy.deepcopy(network)(inputs)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not take inputs of shape {tuple(inputs.shape)}: {error} Give the shape of one input with "
+            "--input_shape."
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(inputs):
+        given = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"lcw analyze --network takes classifiers, whose output has one row of logits for each input, but {path} "
+            f"returns {given}; call lcw_lightning.analyze(network, batch, loss) in Python."
+        )
+    return outputs.shape[1]
