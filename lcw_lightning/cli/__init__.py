@@ -20,11 +20,11 @@ def main(args: "ArgsType" = None) -> None:
     if given == ["--version"]:
         sys.stdout.write(f"lcw {lcw_lightning.__version__}\n")
         return
-    is_of_network = isinstance(given, list) and any(str(flag).startswith("--network") for flag in given)
-    if is_of_network and given[0] == "analyze":
+    command, *flags = given if isinstance(given, list) and given else [""]
+    if command == "analyze" and any(str(flag).startswith("--network") for flag in flags):
         from lcw_lightning.cli import network_command  # noqa: PLC0415  # imports torch, but not Lightning
 
-        network_command.main(given[1:])
+        network_command.main(flags)
         return
     from lcw_lightning.cli import app  # noqa: PLC0415  # imports torch and Lightning, which takes seconds
 

@@ -20,6 +20,11 @@ from lcw_lightning.initialization.minibatch import minibatch_init_
 
 __all__ = ["main"]
 
+DESCRIPTION = (
+    "Report on a network that a class or a function builds, on random inputs and labels, before it is trained."
+)
+COMPARE = "as_built is the network alone; under a kind of constraint it is constrained and rescaled on the inputs."
+
 
 def main(args: Sequence[str]) -> None:
     """Run ``lcw analyze --network`` with these arguments; an error ends in one message on stderr."""
@@ -38,35 +43,15 @@ def main(args: Sequence[str]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="lcw analyze",
-        description="Report on a network before it is trained, on random inputs and labels, without a LightningModule.",
-    )
-    parser.add_argument(
-        "--network",
-        type=str,
-        required=True,
-        help="A class or a function that returns a network, such as torchvision.models.resnet50 or timm.create_model.",
-    )
-    arguments = "Its arguments, such as '{num_classes: 10}'."
-    parser.add_argument("--network_args", type=dict[str, Any], default={}, help=arguments)
-    parser.add_argument(
-        "--input_shape",
-        type=PositiveInt,
-        nargs="+",
-        default=[3, 224, 224],
-        help="Shape of one input. Inputs are drawn from the standard normal distribution.",
-    )
-    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="Number of inputs.")
-    parser.add_argument(
-        "--compare",
-        type=Literal["as_built", Kind],
-        nargs="+",
-        default=["as_built"],
-        help="as_built is the network alone; of a kind of constraint it is constrained and rescaled on the inputs.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Of the weights, inputs and labels.")
-    parser.add_argument("--output", type=str, default="analysis", help="Folder for analysis.json and figures.")
+    parser = ArgumentParser(prog="lcw analyze", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--network", type=str, required=True, help="Such as torchvision.models.resnet50 or timm.create_model.")
+    add("--network_args", type=dict[str, Any], default={}, help="Its arguments, such as '{num_classes: 10}'.")
+    add("--input_shape", type=PositiveInt, nargs="+", default=[3, 224, 224], help="Shape of one input.")
+    add("--batch_size", type=PositiveInt, default=32, help="Number of inputs, which are standard normal.")
+    add("--compare", type=Literal["as_built", Kind], nargs="+", default=["as_built"], help=COMPARE)
+    add("--seed", type=int, default=0, help="Of the weights, inputs and labels.")
+    add("--output", type=str, default="analysis", help="Folder for analysis.json and figures.")
     return parser
 
 
