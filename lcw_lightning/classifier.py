@@ -18,7 +18,9 @@ from typing_extensions import override
 from lcw_lightning.checkpoints.initialized import is_initialized_in
 from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.compat import is_made_by_cli
+from lcw_lightning.weights.failing_layer import failing_layer_named
 from lcw_lightning.weights.freshness import mark_initialized
+from lcw_lightning.weights.settings import check_model
 
 __all__ = ["GeometricDecay", "ImageClassifier"]
 
@@ -40,8 +42,11 @@ class ImageClassifier(LightningModule):
         channels_last: Keep images, which then have shape ``(batch, channels, height, width)``, and kernels in torch's
             order ``channels_last``, which is faster on GPUs with tensor cores.
 
+    Raises:
+        ValueError: The network is no module, or ``optimizer`` makes none; in a step, if a layer cannot take its input,
+            or labels and logits do not fit each other.
+
     Example:
-        >>> import torch
         >>> from functools import partial
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         >>> classifier = ImageClassifier(network, optimizer=partial(torch.optim.SGD, lr=0.1))
@@ -55,6 +60,12 @@ class ImageClassifier(LightningModule):
         compile: bool = False,
         channels_last: bool = False,
     ) -> None:
+        check_model(network)
+        if not callable(optimizer):
+            raise ValueError(
+                "ImageClassifier needs a function that makes the optimizer from parameters, such as "
+                f"functools.partial(torch.optim.SGD, lr=0.1); got a {type(optimizer).__name__}."
+            )
         super().__init__()
         # Modules and callables made in Python are not safe to save in a checkpoint; the command line's config is.
         if is_made_by_cli():
@@ -93,7 +104,8 @@ class ImageClassifier(LightningModule):
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, _ = batch
-        return self.forward(images)
+        with failing_layer_named():
+            return self.forward(images)
 
     @override
     def configure_optimizers(self) -> Any:
@@ -115,8 +127,9 @@ class ImageClassifier(LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
-        logits = self.forward(images)
-        loss = cross_entropy(logits, labels)
+        with failing_layer_named():
+            logits = self.forward(images)
+        loss = _cross_entropy(logits, labels)
         mean_loss = cast(Metric, self.losses[f"{stage}_loss"])
         accuracy = cast(Metric, self.accuracies[f"{stage}_accuracy"])
         mean_loss.update(loss.detach(), weight=len(labels))
@@ -125,6 +138,20 @@ class ImageClassifier(LightningModule):
         shown = {f"{stage}/loss": mean_loss, f"{stage}/accuracy": accuracy}
         self.log_dict(shown, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    try:
+        return cross_entropy(logits, labels)
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        labels = torch.as_tensor(labels)
+        found = f", between {labels.min().item()} and {labels.max().item()}" if labels.numel() else ""
+        raise ValueError(
+            "ImageClassifier needs logits (batch, num_classes) and labels (batch,) from 0 to num_classes - 1; got "
+            f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}, {labels.dtype}{found}."
+        ) from error
 
 
 class GeometricDecay(LambdaLR):

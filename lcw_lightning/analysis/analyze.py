@@ -16,9 +16,11 @@ from lcw_lightning.analysis.preflight import DepthProfile, monte_carlo
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.weights.failing_layer import failing_layer_named
 from lcw_lightning.weights.plan import Plan, plan_weights
 from lcw_lightning.weights.restoring import restored, undisturbed
 from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.settings import check_model
 
 __all__ = ["analyze", "report_of"]
 
@@ -56,9 +58,9 @@ def analyze(
         The report: print it, read its ``statistics`` and ``findings``, ``save(folder)`` it as JSON and figures.
 
     Raises:
-        ValueError: A pattern matches no weight, the network calls none of its layers, cross-entropy does not take the
-            outputs and targets, or the loss is not a scalar or does not depend on the network; for a pre-flight check
-            also if there is no loss, no draw, or fewer than two hidden layers.
+        ValueError: The network is no module, a pattern matches no weight, the network calls none of its layers,
+            cross-entropy does not take the outputs and targets, or the loss is not a scalar or does not depend on the
+            network; for a pre-flight check also if there is no loss, no draw, or fewer than two hidden layers.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -67,6 +69,7 @@ def analyze(
         >>> [finding.says.split(":")[0] for finding in report.findings]
         ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 20 of 20 layers']
     """
+    check_model(network)
     layers = observed_layers(network, include, exclude)
     inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
@@ -90,7 +93,8 @@ def _step(
 ) -> float | None:
     """Run the batch forward and backward, and return the loss; the ids of parameters with a gradient are added."""
     args, kwargs, leaves = _arguments(inputs)  # new copies, since a network may change its inputs in place
-    outputs = network(*args, **kwargs)
+    with failing_layer_named():
+        outputs = network(*args, **kwargs)
     if loss is None and not targets:
         return None
     value = _loss_value(loss or _cross_entropy, outputs, targets)

@@ -35,7 +35,7 @@ from lcw_lightning.checkpoints.record import read_record, save_record
 from lcw_lightning.compat import starts_processes
 from lcw_lightning.constraints.constrain import constrain_as_planned, constrained_weights
 from lcw_lightning.constraints.fold import remove_constraints_
-from lcw_lightning.constraints.kinds import Kind, Method, check_method, kind_of
+from lcw_lightning.constraints.kinds import Kind, Method, check_constraint, kind_of
 from lcw_lightning.constraints.plan import plan_constraints
 from lcw_lightning.constraints.projection import release_, renew_projections_
 from lcw_lightning.weights.freshness import mark_initialized
@@ -87,14 +87,14 @@ class ConstraintCallback(PutsBack):
         exclude: Glob patterns of weights to leave alone.
 
     Raises:
-        ValueError: At construction, if ``project`` does not support the kind. At setup, if a pattern matches no weight,
-            or only weights that cannot be constrained, a weight is under another constraint, weight averaging copies
-            the module before its layers are built, ModelPruning prunes weights that are to be constrained, or
-            ``project`` is used with a strategy that flattens parameters. At the loading of a checkpoint, if it does not
-            fit, has another basis, kind or method, or holds the optimizer state of plain weights. At train start, if a
-            selected weight was created too late to be constrained, no optimizer trains a constrained weight (as with an
-            optimizer made before the module was constrained), or its optimizer has stepped before the weight was
-            constrained.
+        ValueError: At construction, for an unknown kind or method, patterns that are no list, or if ``project`` does
+            not support the kind. At setup, if a pattern matches no weight, or only weights that cannot be constrained,
+            a weight is under another constraint, weight averaging copies the module before its layers are built,
+            ModelPruning prunes weights that are to be constrained, or ``project`` is used with a strategy that flattens
+            parameters. At the loading of a checkpoint, if it does not fit, has another basis, kind or method, or holds
+            the optimizer state of plain weights. At train start, if a selected weight was created too late to be
+            constrained, no optimizer trains a constrained weight (as with an optimizer made before the module was
+            constrained), or its optimizer has stepped before the weight was constrained.
 
     Warns:
         UserWarning: ``kind`` is none, but the module that is fitted is constrained; or a module is evaluated that a fit
@@ -112,7 +112,7 @@ class ConstraintCallback(PutsBack):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
     ) -> None:
-        check_method(kind, method)
+        check_constraint("ConstraintCallback", kind, method, include, exclude)
         self.kind = kind
         self.method = method
         self.include = list(include)

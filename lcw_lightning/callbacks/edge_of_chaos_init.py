@@ -2,7 +2,7 @@
 
 from collections.abc import KeysView, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -10,8 +10,10 @@ from typing_extensions import override
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.initialization.edge_of_chaos import BY_HAND, draw_and_match_on_first_forward, new_drawing
+from lcw_lightning.initialization.edge_of_chaos_plan import Draw
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.ranks import Meet
+from lcw_lightning.weights.settings import check_choice, check_patterns, check_positive
 
 __all__ = ["EdgeOfChaosInitCallback"]
 
@@ -39,8 +41,8 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
         exclude: Glob patterns on the same names, of weights to leave as they are.
 
     Raises:
-        ValueError: At setup, if a MinibatchInitCallback is active too; in the first batch, in the cases of
-            :func:`~lcw_lightning.edge_of_chaos_init_`.
+        ValueError: At construction, for an invalid setting; at setup, if a MinibatchInitCallback is active too; in the
+            first batch, in the cases of :func:`~lcw_lightning.edge_of_chaos_init_`.
         RuntimeError: In the first batch, on all ranks, if the first layer is not the same on all.
 
     Warns:
@@ -59,6 +61,9 @@ class EdgeOfChaosInitCallback(FirstBatchInit):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
     ) -> None:
+        check_choice("EdgeOfChaosInitCallback", "weights", weights, ("none", *get_args(Draw)))
+        check_positive("EdgeOfChaosInitCallback", "q", q)
+        check_patterns("EdgeOfChaosInitCallback", include, exclude)
         super().__init__()
         self.weights = weights
         self.q = q

@@ -2,15 +2,16 @@
 
 from collections.abc import KeysView, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from lcw_lightning.callbacks.first_batch import FirstBatchInit
-from lcw_lightning.initialization.minibatch import BY_HAND, new_outcome, rescale_on_first_forward
+from lcw_lightning.initialization.minibatch import BY_HAND, Granularity, new_outcome, rescale_on_first_forward
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.ranks import Meet
+from lcw_lightning.weights.settings import check_choice, check_patterns, check_positive
 
 __all__ = ["MinibatchInitCallback"]
 
@@ -40,8 +41,8 @@ class MinibatchInitCallback(FirstBatchInit):
         exclude: Glob patterns on the same names, of weights to leave as they are.
 
     Raises:
-        ValueError: At construction, for patterns that are no list. In the first batch, for a pattern that matches no
-            weight, preactivations that are NaN or infinite, or if no layer can be rescaled.
+        ValueError: At construction, for an invalid setting, such as patterns that are no list. In the first batch, for
+            a pattern that matches no weight, preactivations that are NaN or infinite, or if no layer can be rescaled.
         RuntimeError: In the first batch, on all ranks, if they take different layers.
 
     Warns:
@@ -59,6 +60,9 @@ class MinibatchInitCallback(FirstBatchInit):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
     ) -> None:
+        check_positive("MinibatchInitCallback", "target_std", target_std)
+        check_choice("MinibatchInitCallback", "granularity", granularity, ("none", *get_args(Granularity)))
+        check_patterns("MinibatchInitCallback", include, exclude)
         super().__init__()
         self.target_std = target_std
         self.granularity = granularity

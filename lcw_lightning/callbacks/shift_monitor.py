@@ -19,6 +19,7 @@ from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.plotting import rgb_array
 from lcw_lightning.plotting.snapshots import plot_snapshots
+from lcw_lightning.weights.settings import check_patterns
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = [
@@ -61,8 +62,8 @@ class ShiftMonitor(Callback):
         not_finite: The first sampled step in which numbers were not finite, and where; None while all were finite.
 
     Raises:
-        ValueError: ``every_n_steps`` is negative, or, at the first sample or evaluation, a pattern matches no weight. A
-            module without layers is not an error unless patterns are given.
+        ValueError: ``every_n_steps`` is no whole number from 0 on, or patterns are no list; or, at the first sample or
+            evaluation, a pattern matches no weight. A module without layers is not an error unless patterns are given.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class ShiftMonitor(Callback):
         histograms: bool = False,
         sparsity: bool | None = None,
     ) -> None:
-        if every_n_steps < 0:
-            raise ValueError(f"ShiftMonitor needs every_n_steps >= 0, got {every_n_steps}.")
+        if not (isinstance(every_n_steps, int) and every_n_steps >= 0):
+            raise ValueError(f"ShiftMonitor needs a whole number every_n_steps >= 0, got {every_n_steps!r}.")
+        check_patterns("ShiftMonitor", include, exclude)
         self.every_n_steps = every_n_steps
         self.figures = figures
         self.include = list(include)

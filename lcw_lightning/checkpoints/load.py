@@ -50,7 +50,8 @@ def load_from_checkpoint(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not a complete and safe checkpoint, has another basis, or belongs to another model.
+        ValueError: No class of LightningModule; the file is not a complete and safe checkpoint, has another basis, or
+            belongs to another model.
 
     Example:
         >>> import tempfile
@@ -71,6 +72,8 @@ def load_from_checkpoint(
         >>> torch.equal(loaded.layer.weight, project.layer.weight)
         True
     """
+    if not (isinstance(module_class, type) and issubclass(module_class, LightningModule)):
+        raise ValueError(f"load_from_checkpoint takes a class of LightningModule, then a path; got {module_class!r}.")
     checkpoint = read_checkpoint(path, map_location, weights_only)
     record = read_record(checkpoint)
     plain = _plain_state_dict(record, checkpoint["state_dict"])

@@ -25,7 +25,7 @@ def constrain(
     exclude: Sequence[str] = (),
     method: Method = "parametrize",
 ) -> list[str]:
-    """Constrain the weights of ``model`` in place, starting from their present values.
+    """Constrain the weights of ``model`` in place, starting from their present values, and return their names.
 
     Copies and pickles of the model stay constrained. With ``method="project"`` an ``lcw`` weight stays an ordinary
     parameter: its gradient is centred per unit as it accumulates, so before clipping and before DDP reduces, and the
@@ -56,8 +56,9 @@ def constrain(
         The names of the weights under this constraint among those selected. A second call changes nothing.
 
     Raises:
-        ValueError: Unknown kind or method, ``project`` for a kind that it cannot hold, a pattern that matches no
-            weight, or one under which every weight must be left out. The model is left unchanged.
+        ValueError: The model is no module, unknown kind or method, ``project`` for a kind that it cannot hold, a
+            pattern that matches no weight, or one under which every weight must be left out. The model is left
+            unchanged.
 
     Warns:
         UserWarning: Weights were left out, for the reasons that :func:`~lcw_lightning.plan_constraints` gives.

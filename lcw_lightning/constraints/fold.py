@@ -13,6 +13,7 @@ from lcw_lightning.constraints.projection import release_
 from lcw_lightning.constraints.registration import (
     remove_plain_weight_hooks,
 )
+from lcw_lightning.weights.settings import check_model
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = ["fold", "remove_constraints_"]
@@ -24,6 +25,9 @@ def fold(model: nn.Module) -> nn.Module:
 
     The copy has plain types and plain state dict keys and computes the same outputs; the original is left untouched.
 
+    Raises:
+        ValueError: The model is no module.
+
     Example:
         >>> from lcw_lightning import constrain
         >>> network = nn.Sequential(nn.Linear(4, 2))
@@ -31,6 +35,7 @@ def fold(model: nn.Module) -> nn.Module:
         >>> sorted(fold(network).state_dict())
         ['0.bias', '0.weight']
     """
+    check_model(model)
     folded = detached_copy(model)
     for ref in named_weights(folded).values():
         release_(ref)

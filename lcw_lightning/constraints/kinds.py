@@ -1,5 +1,6 @@
 """The kinds of constraint by name, and the kind of a given weight."""
 
+from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
 from torch.nn.utils import parametrize
@@ -8,13 +9,14 @@ from lcw_lightning.constraints.normalizations import CenteredWeightNorm, Spectra
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.constraints.registration import Constraint
 from lcw_lightning.constraints.zero_sum import ZeroSum
+from lcw_lightning.weights.settings import check_choice, check_patterns
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = [
     "Kind",
     "Method",
     "PARAMETRIZATIONS",
-    "check_method",
+    "check_constraint",
     "computes_as_its_kind",
     "constraint_class",
     "constraint_of",
@@ -62,14 +64,15 @@ def computes_as_its_kind(ref: WeightRef) -> bool:
     return type(constraint_of(ref)) in PARAMETRIZATIONS.values()
 
 
-def check_method(kind: str, method: str) -> None:
-    """Raise if a method cannot hold a kind of constraint.
+def check_constraint(owner: str, kind: str, method: str, include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise unless there are such a kind of constraint and such a method, which can hold it; ``owner`` asks for it.
 
     Raises:
-        ValueError: It cannot hold the kind, or there is no such method.
+        ValueError: The method cannot hold the kind, there is no such kind or method, or patterns are no lists.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"a constraint is held by the methods {', '.join(get_args(Method))}; got {method!r}.")
+    check_choice(owner, "kind", kind, get_args(Kind))
+    check_choice(owner, "method", method, get_args(Method))
+    check_patterns(owner, include, exclude)
     if method == "project" and kind not in ("lcw", "none"):
         raise ValueError(f"method='project' holds kind='lcw' alone, got {kind!r}; take method='parametrize' for it.")
 

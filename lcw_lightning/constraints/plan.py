@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import get_args
 
 from torch import nn
 
-from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, check_method, kind_of
+from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, check_constraint, kind_of
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.constraints.registration import obstacle_to
 from lcw_lightning.weights.plan import Plan, frozen_or_lazy, plan_weights
+from lcw_lightning.weights.settings import check_model
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["plan_constraints"]
@@ -44,8 +44,8 @@ def plan_constraints(
         method: As in :func:`~lcw_lightning.constrain`.
 
     Raises:
-        ValueError: Unknown kind or method, ``project`` for a kind that it cannot hold, or a pattern that matches no
-            weight.
+        ValueError: The model is no module, unknown kind or method, ``project`` for a kind that it cannot hold, or a
+            pattern that matches no weight.
 
     Example:
         >>> print(plan_constraints(nn.Sequential(nn.Flatten(), nn.Linear(8, 3), nn.Linear(3, 2)), exclude=["2.*"]))
@@ -54,9 +54,8 @@ def plan_constraints(
         2.weight  Linear  (2, 3)  excluded
         lcw: 1 of 2 weights, 80 % of the numbers in the model's matrices
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"a constraint is one of the kinds {', '.join(get_args(Kind))}; got {kind!r}.")
-    check_method(kind, method)
+    check_model(model)
+    check_constraint("constraint", kind, method, include, exclude)
     return plan_weights(model, kind, include, exclude, partial(_obstacle, kind, method == "project"))
 
 

@@ -14,6 +14,8 @@ from lcw_lightning.compat import hooks_before_load
 from lcw_lightning.constraints.copying import make_copyable
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.constraints.weight_access import read_directly
+from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.settings import check_model
 from lcw_lightning.weights.weight_ref import WeightRef, units_first
 
 __all__ = [
@@ -88,7 +90,11 @@ def constrainable_parameter(module: nn.Module, name: str, kind: type[Constraint]
     Raises:
         ValueError: It cannot be, for a reason that :func:`obstacle_to` gives.
     """
+    check_model(module)
     weight = module._parameters.get(name)
+    if not hasattr(module, name):
+        held = listed(module._parameters) or "none of its own; constrain() takes whole networks"
+        raise ValueError(f"{type(module).__name__} has no parameter {name!r}; its parameters: {held}.")
     if obstacle := obstacle_to(WeightRef(module, name), kind):
         shape = "" if weight is None or is_lazy(weight) else f" of shape {tuple(weight.shape)}"
         raise ValueError(f"{type(module).__name__}.{name}{shape} cannot be constrained: {obstacle}.")

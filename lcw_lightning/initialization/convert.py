@@ -14,6 +14,7 @@ from lcw_lightning.constraints.plan import plan_constraints
 from lcw_lightning.constraints.registration import right_inverse
 from lcw_lightning.initialization.mean_restoration import MeanRestoration, exchanged
 from lcw_lightning.observation.compiled import eager_mode
+from lcw_lightning.weights.failing_layer import run_network
 from lcw_lightning.weights.freshness import mark_initialized
 from lcw_lightning.weights.restoring import restored, undisturbed
 from lcw_lightning.weights.selection import by_reason
@@ -101,7 +102,7 @@ def convert_(
     if values:
         with torch.no_grad(), restored(model), _evaluating(model), eager_mode:
             with undisturbed(model), _hooked(means.shown, means.record):
-                model(*inputs)
+                run_network("convert_", model, inputs)
             with undisturbed(model), exchanged(values), _hooked(means.shown, means.restore, means.note_output):
                 model(*inputs)
     constrain_as_planned(model, plan, kind, method)

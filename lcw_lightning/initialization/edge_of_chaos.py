@@ -28,7 +28,9 @@ from lcw_lightning.initialization.rescaling import (
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.copies import copy_layer_, equals
+from lcw_lightning.weights.failing_layer import run_network
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
+from lcw_lightning.weights.settings import check_model
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["BY_HAND", "draw_and_match_on_first_forward", "edge_of_chaos_init_", "new_drawing"]
@@ -139,12 +141,13 @@ def edge_of_chaos_init_(
         >>> print(f"{network[0](images).square().mean():.3f}")
         1.000
     """
+    check_model(model)
     outcome = new_drawing()
     with unless_it_fails(model), in_step(BY_HAND) as meet:
         settings = activation, q, weights, include, exclude
         with draw_and_match_on_first_forward(model, *settings, outcome, meet) as waiting:
             with undisturbed(model), torch.no_grad():
-                model(*inputs)
+                run_network("edge_of_chaos_init_", model, inputs)
             meet(END_OF_FORWARD)
             if waiting:
                 kind = type(model).__name__

@@ -11,6 +11,7 @@ from lcw_lightning.initialization.outcome import Outcome, obstacle_to_initializa
 from lcw_lightning.theory.edge_of_chaos import edge_of_chaos_stds
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.selection import select_weights
+from lcw_lightning.weights.settings import check_choice
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["EdgeOfChaosLayer", "Draw", "edge_of_chaos_layers", "only_activation"]
@@ -42,8 +43,11 @@ def edge_of_chaos_layers(
     Raises:
         ValueError: A layer cannot be drawn, for a reason that :func:`~lcw_lightning.edge_of_chaos_init_` lists.
     """
-    if weights not in get_args(Draw):
-        raise ValueError(f"edge_of_chaos_init_ supports weights {', '.join(get_args(Draw))}; got {weights!r}.")
+    check_choice("edge_of_chaos_init_", "weights", weights, get_args(Draw))
+    if not (activation is None or callable(activation)):
+        raise ValueError(
+            f"edge_of_chaos_init_: activation is a function of tensors, as torch.relu or nn.ReLU(); got {activation!r}."
+        )
     refs = select_weights(model, include, exclude)
     outcome.left |= {name: reason for name, ref in refs.items() if (reason := obstacle_to_initialization(ref))}
     refs = {name: ref for name, ref in refs.items() if name not in outcome.left}

@@ -16,8 +16,10 @@ from lcw_lightning.initialization.rescaling import is_scalable
 from lcw_lightning.initialization.uncalled import RescaleUncalled
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.weights.copies import momentum_copies
+from lcw_lightning.weights.failing_layer import run_network
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.selection import select_weights
+from lcw_lightning.weights.settings import check_choice, check_model, check_positive
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["BY_HAND", "Granularity", "minibatch_init_", "new_outcome", "rescale_on_first_forward"]
@@ -143,11 +145,12 @@ def minibatch_init_(
         >>> print(f"{minibatch_init_(layer, images)(images).std():.3f}")
         1.000
     """
+    check_model(model)
     outcome = new_outcome()
     with unless_it_fails(model), in_step(BY_HAND) as meet:
         rescaling = rescale_on_first_forward(model, target_std, granularity, include, exclude, outcome, meet)
         with undisturbed(model), torch.no_grad(), rescaling:
-            model(*inputs)
+            run_network("minibatch_init_", model, inputs)
         meet(END_OF_FORWARD)
         outcome.check()
     if outcome.left or outcome.partly:
@@ -179,7 +182,5 @@ def _obstacle(ref: WeightRef) -> str | None:
 
 
 def _check_settings(target_std: float, granularity: Granularity) -> None:
-    if not target_std > 0:
-        raise ValueError(f"minibatch initialization needs target_std > 0, got {target_std}.")
-    if granularity not in get_args(Granularity):
-        raise ValueError(f"granularity is one of {get_args(Granularity)}, got {granularity!r}.")
+    check_positive("minibatch initialization", "target_std", target_std)
+    check_choice("minibatch initialization", "granularity", granularity, get_args(Granularity))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from lcw_lightning.models.activation import make_activation
 from lcw_lightning.models.norms import check_settings
 
 __all__ = ["DeepCNN"]
@@ -39,7 +40,7 @@ class DeepCNN(nn.Sequential):
         activation: Makes one activation module: a module class, or its class path on the command line.
 
     Raises:
-        ValueError: A size below 1.
+        ValueError: A size below 1, or an activation that makes no module.
 
     Example:
         >>> import torch
@@ -62,6 +63,6 @@ class DeepCNN(nn.Sequential):
             inputs = channels if number else in_channels
             stride = STRIDES[number] if number < len(STRIDES) else 1
             conv = nn.Conv2d(inputs, channels, kernel_size=3, stride=stride, padding=1, padding_mode="circular")
-            hidden.append(nn.Sequential(OrderedDict(conv=conv, activation=activation())))
+            hidden.append(nn.Sequential(OrderedDict(conv=conv, activation=make_activation(activation))))
         output = nn.Linear(channels, num_classes)
         super().__init__(OrderedDict(hidden=hidden, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), output=output))

@@ -29,7 +29,7 @@ class MLP(nn.Sequential):
             ``none``.
 
     Raises:
-        ValueError: Unknown norm, or a size below 1.
+        ValueError: Unknown norm, an activation that makes no module, or a size below 1.
 
     Example:
         >>> import torch

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from lcw_lightning.models.activation import make_activation
+
 __all__ = ["Norm", "check_settings", "normed_activation"]
 
 Norm = Literal["none", "batch", "standardization", "batch+standardization", "layer"]
@@ -36,7 +38,7 @@ def normed_activation(
     elif norm == "layer":
         # GroupNorm with one group, because torch's LayerNorm would need the size of the images.
         modules["norm"] = nn.GroupNorm(1, features) if images else nn.LayerNorm(features)
-    modules["activation"] = activation()
+    modules["activation"] = make_activation(activation)
     if norm.endswith("standardization"):
         modules["standardization" if "norm" in modules else "norm"] = batch_norm(features)
     return modules
@@ -52,5 +54,5 @@ def check_settings(network: nn.Module, norm: str, **sizes: int) -> None:
     if norm not in get_args(Norm):
         raise ValueError(f"{name} supports the norms {', '.join(get_args(Norm))}; got {norm!r}.")
     for size, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} needs a {size} of at least 1, got {value}.")
+        if not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} needs a {size} of at least 1, got {value!r}.")

@@ -35,7 +35,7 @@ class PreActResNet18(nn.Sequential):
             positions of a sample), or ``none``.
 
     Raises:
-        ValueError: Unknown norm, or a size below 1.
+        ValueError: Unknown norm, an activation that makes no module, or a size below 1.
 
     Example:
         >>> import torch

@@ -39,7 +39,7 @@ class VGG19(nn.Sequential):
         hidden_norm: Norm of the two hidden fully connected layers, by the same names.
 
     Raises:
-        ValueError: Unknown norm, a size below 1, or a dropout outside [0, 1].
+        ValueError: Unknown norm, an activation that makes no module, a size below 1, or a dropout outside [0, 1].
 
     Example:
         >>> import torch

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from lcw_lightning.weights.settings import check_model
+
 __all__ = ["INITIALIZED", "is_initialized", "mark_fresh", "mark_initialized"]
 
 INITIALIZED = "lcw_lightning_initialized"
@@ -22,6 +24,9 @@ def mark_fresh(module: nn.Module) -> None:
     module once. Call this after the module's weights were drawn anew, or its first state dict was loaded again, as in
     cross-validation with one module.
 
+    Raises:
+        ValueError: It is no module.
+
     Example:
         >>> module = nn.Linear(4, 2)
         >>> first = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -29,6 +34,7 @@ def mark_fresh(module: nn.Module) -> None:
         ...     _ = module.load_state_dict(first)
         ...     mark_fresh(module)  # trainer.fit(module, ...) initializes it
     """
+    check_model(module)
     for part in module.modules():
         vars(part).pop(_MARK, None)
 

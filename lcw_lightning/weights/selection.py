@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lcw_lightning.weights.settings import check_patterns
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
 __all__ = ["by_reason", "listed", "select_names", "select_weights"]
@@ -39,11 +40,9 @@ def select_names(names: Collection[str], include: Sequence[str], exclude: Sequen
         owner: The model's class, for messages.
 
     Raises:
-        ValueError: A string in place of a list, a pattern that matches no name, or no name is left.
+        ValueError: Something else in place of a list of patterns, a pattern that matches no name, or no name is left.
     """
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ValueError(f"{argument} is a list of patterns, got the string {patterns!r}; write [{patterns!r}].")
+    check_patterns(f"weights of {owner}", include, exclude)
     matches = {glob: {name for name in names if fnmatchcase(name, glob)} for glob in (*include, *exclude)}
     for pattern, matching in matches.items():
         if not matching:

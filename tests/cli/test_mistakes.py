@@ -38,7 +38,11 @@ MISTAKES = {
         ["'network.hidden.1.linear.weight'", "fan_in 1, for which zero"],
     ),
     "every-n-steps": (["--shift_monitor.every_n_steps=-1"], 1, ["every_n_steps >= 0, got -1"]),
-    "in-features": (["--model.network.in_features=63"], 1, ["shapes cannot be multiplied"]),
+    "in-features": (
+        ["--model.network.in_features=63"],
+        1,
+        ["'network.hidden.0.linear', Linear(in_features=63", "it takes 63 features, and got 64"],
+    ),
     "schedule": (["--model.lr_scheduler.every_n_epochs=0"], 1, ["every_n_epochs >= 1", "every_n_epochs=0"]),
     "network": (["--model=ImageClassifier"], 2, ["network"]),
 }

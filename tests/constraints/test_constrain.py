@@ -64,7 +64,9 @@ def test_kind_none_leaves_the_model_plain():
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"one of the kinds none, lcw, cwn, wn, sn; got 'lwc'"):
+    with pytest.raises(
+        ValueError, match=r"kind is one of 'none', 'lcw', 'cwn', 'wn', 'sn'; got 'lwc', near it is 'lcw'"
+    ):
         constrain(Network(), "lwc")
 
 

@@ -64,7 +64,9 @@ def test_rounding_of_a_constant_input_does_not_count_as_variation():
     ("settings", "message"),
     [
         pytest.param({"target_std": 0.0}, "needs target_std > 0, got 0.0", id="std"),
-        pytest.param({"granularity": "channel"}, r"one of \('layer', 'unit'\), got 'channel'", id="granularity"),
+        pytest.param(
+            {"granularity": "channel"}, r"granularity is one of 'layer', 'unit'; got 'channel'", id="granularity"
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
