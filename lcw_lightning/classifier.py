@@ -28,10 +28,10 @@ __all__ = ["GeometricDecay", "ImageClassifier"]
 class ImageClassifier(LightningModule):
     """Cross-entropy training of a network that maps images to logits; logs ``{train,val,test}/{loss,accuracy}``.
 
-    Batches are pairs of images ``(batch, ...)`` and integer labels ``(batch,)``; prediction takes the same batches and
-    returns logits ``(batch, num_classes)``. Checkpoints include the constraints on the network. A checkpoint that the
-    command line wrote loads with ``ImageClassifier.load_from_checkpoint(path)``; a checkpoint written from Python needs
-    the same arguments again, ``load_from_checkpoint(path, network=..., optimizer=...)``.
+    Batches are pairs of images ``(batch, ...)`` and integer labels ``(batch,)``; prediction takes the same batches, or
+    images alone, and returns logits ``(batch, num_classes)``. Checkpoints include the constraints on the network. A
+    checkpoint that the command line wrote loads with ``ImageClassifier.load_from_checkpoint(path)``; a checkpoint
+    written from Python needs the same arguments again, ``load_from_checkpoint(path, network=..., optimizer=...)``.
 
     Args:
         network: Maps images to logits.
@@ -102,8 +102,8 @@ class ImageClassifier(LightningModule):
         self._step(batch, "test")
 
     @override
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, _ = batch
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        images = batch[0] if isinstance(batch, tuple | list) else batch
         with failing_layer_named():
             return self.forward(images)
 

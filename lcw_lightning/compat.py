@@ -4,6 +4,7 @@ A release of theirs that changes one breaks this file and its test alone. Lightn
 since constraints stand on torch alone.
 """
 
+import argparse
 from collections.abc import Callable, Mapping
 from traceback import walk_stack
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,6 +32,7 @@ __all__ = [
     "end_fit",
     "flat_weight_names",
     "global_module_hooks",
+    "help_groups",
     "hooks_after_load",
     "hooks_before_load",
     "hooks_before_saving",
@@ -40,6 +42,7 @@ __all__ = [
     "is_traced_by_fx",
     "is_transformed",
     "is_view",
+    "listed_subcommands",
     "module_hooks",
     "module_versions",
     "num_trained_batches",
@@ -181,6 +184,18 @@ def is_made_by_cli() -> bool:
 def subcommand_parser(cli: "LightningCLI", command: str) -> "LightningArgumentParser":
     """Return the parser of a subcommand."""
     return cli._subcommand_parsers[command]
+
+
+def help_groups(parser: "LightningArgumentParser") -> list[Any]:
+    """Return the groups of flags of a parser, in the order in which the help shows them; it may be changed in place."""
+    groups: list[Any] = parser._action_groups  # type: ignore[assignment]
+    return groups
+
+
+def listed_subcommands(cli: "LightningCLI") -> dict[str, "Action"]:
+    """Return, by the name of each subcommand, what the help of the whole command says of it, as ``.help``."""
+    found = next(action for action in cli.parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {action.dest: action for action in found._choices_actions}
 
 
 def option(parser: "LightningArgumentParser", flag: str) -> "Action":

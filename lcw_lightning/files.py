@@ -1,6 +1,8 @@
 """Write files atomically: a file is complete or does not exist."""
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ def written_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     Args:
         path: The file to write.
 
+    Raises:
+        OSError: No space is left, or the folder cannot be written to.
+
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with written_atomically(Path(folder) / "new" / "numbers.txt") as temporary:
@@ -31,7 +36,23 @@ def written_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     # In the same folder, because a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
         temporary = Path(folder) / final.name  # some writers choose the format by the suffix
-        yield temporary
-        with temporary.open("r+b") as written:
-            os.fsync(written.fileno())
-        temporary.replace(final)
+        try:
+            yield temporary
+            with temporary.open("r+b") as written:
+                os.fsync(written.fileno())
+            temporary.replace(final)
+        except (OSError, RuntimeError) as error:
+            if not _is_lack_of_space(error):
+                raise
+            free = shutil.disk_usage(folder).free / 1e6
+            raise OSError(
+                errno.ENOSPC,
+                f"no space is left for {str(final)!r} on its disk or in its quota ({free:.0f} MB are free, with what "
+                "was written of it); free some, or write elsewhere",
+            ) from error
+
+
+def _is_lack_of_space(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "iostream error" in str(error) or "PytorchStreamWriter failed writing" in str(error)  # torch.save's words

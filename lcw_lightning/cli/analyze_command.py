@@ -1,11 +1,14 @@
 """Run one config several times: with several kinds of constraint and with several draws of the weights."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
@@ -16,7 +19,7 @@ from lcw_lightning.analysis.report import Report
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.cli.trainer import CommandTrainer
 
-__all__ = ["ONE_STEP", "check_redraws", "reports_of"]
+__all__ = ["check_redraws", "prepare_one_step", "reports_of"]
 
 
 ONE_STEP: dict[str, Any] = {
@@ -36,6 +39,18 @@ ONE_STEP: dict[str, Any] = {
     "enable_model_summary": False,
 }
 """Settings of a trainer that runs one training step on one device and writes no files."""
+
+
+def prepare_one_step(trainer: MutableMapping[str, Any]) -> None:
+    """Let the settings of a trainer be those for one step, and keep Lightning's advice about runs and greetings away.
+
+    This comes before any object is made: a logger may start a run, and a strategy's library may be missing here.
+    """
+    for name, value in ONE_STEP.items():
+        trainer[name] = value
+    warnings.simplefilter("ignore", PossibleUserWarning)
+    for package in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{package}").setLevel(logging.ERROR)
 
 
 def check_redraws(kinds: Sequence[str], draws: int, seed: int | bool, ckpt_path: str | None) -> None:

@@ -1,9 +1,7 @@
 """The command ``lcw``: Lightning's command line with the callbacks as top-level option groups."""
 
 import inspect
-import logging
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -12,13 +10,11 @@ from typing import Any, cast
 import shtab
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 import lcw_lightning
@@ -31,11 +27,15 @@ from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
 from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from lcw_lightning.checkpoints.export import check_exportable
 from lcw_lightning.checkpoints.read import read_checkpoint
-from lcw_lightning.cli.analyze_command import ONE_STEP, check_redraws, reports_of
+from lcw_lightning.cli.analyze_command import check_redraws, prepare_one_step, reports_of
+from lcw_lightning.cli.ending import ends_in_one_message, says_how_to_go_on, without_advertisements
 from lcw_lightning.cli.first_step_report import FirstStepReport
-from lcw_lightning.cli.parser import LCWParser
-from lcw_lightning.cli.run_config import SaveConfigBesideLogs, checkpoint_without_config, config_of_run
+from lcw_lightning.cli.help import DESCRIPTION
+from lcw_lightning.cli.parser import LCWParser, describe_commands
+from lcw_lightning.cli.predictions import PredictionsFile, check_suffix
+from lcw_lightning.cli.run_config import KEYWORDS, SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
+from lcw_lightning.cli.yaml_keys import refuse_repeated_keys
 from lcw_lightning.compat import option, subcommand_parser
 
 __all__ = ["LCWCLI", "main"]
@@ -65,6 +65,11 @@ class LCWCLI(LightningCLI):
         return {**LightningCLI.subcommands(), **COMMANDS}
 
     @override
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        describe_commands(self)
+
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for group, callback in GROUPS.items():
             parser.add_class_arguments(callback, group)
@@ -78,11 +83,13 @@ class LCWCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = sys.argv[1:] if args is None else args
         command, *flags = given if isinstance(given, list) and given else [""]
-        if command in COMMANDS and (checkpoint := checkpoint_without_config(flags)):
+        if command in self.subcommands() and (checkpoint := checkpoint_without_config(flags)):
             subcommand_parser(self, command).default_config_files = [config_of_run(checkpoint)]
         super().parse_arguments(parser, args)
         if self.config.subcommand == "export":
             check_exportable(self.config.export.output)
+        if self.config.subcommand == "predict" and self.config.predict.output:
+            check_suffix(self.config.predict.output)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -90,13 +97,8 @@ class LCWCLI(LightningCLI):
             # The run's accelerator may be missing on this machine, and its logger would start a run.
             self.config[self.subcommand].pop("trainer")
         elif self.subcommand == "analyze":
-            # Before these objects are made: a logger may start a run, and a strategy's library may be missing here.
-            for name, value in ONE_STEP.items():
-                self.config.analyze.trainer[name] = value
             self.save_config_callback = None
-            warnings.simplefilter("ignore", PossibleUserWarning)  # Lightning's advice about the run
-            for package in ("pytorch", "fabric"):  # every trainer logs a greeting
-                logging.getLogger(f"lightning.{package}").setLevel(logging.ERROR)
+            prepare_one_step(self.config.analyze.trainer)
 
     @override
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
@@ -112,10 +114,17 @@ class LCWCLI(LightningCLI):
         users = self._get(self.config_init, "trainer").callbacks or []
         # Our callbacks come first, because weight averaging must copy the constrained module.
         callbacks = [*ours, *(users if isinstance(users, list) else [users])]
+        if self.subcommand == "predict" and self.config.predict.output:
+            callbacks.append(PredictionsFile(self.config.predict.output))
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, so the user gave no plugin
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def fit(self, **kwargs: Any) -> None:
+        """Fit, and say how to go on if a signal ends the run."""
+        with says_how_to_go_on(self.trainer):
+            self.trainer.fit(**kwargs)
 
     def analyze(self, output: str, ckpt_path: str | None, **kwargs: Any) -> None:
         """Report on the first training step, for one or several kinds of constraint and draws of the weights."""
@@ -148,7 +157,7 @@ class LCWCLI(LightningCLI):
         path = arguments.ckpt_path or "last"
         if arguments.weights_only is None:
             arguments.weights_only = True  # Lightning would unpickle downloaded files
-        elsewhere = path in ("best", "last", "hpc") or "://" in path or Path(path).is_dir()  # Lightning finds it
+        elsewhere = path.partition(":")[0] in KEYWORDS or "://" in path or Path(path).is_dir()  # Lightning finds it
         if not elsewhere:
             read_checkpoint(path, map_location="meta", weights_only=arguments.weights_only)
 
@@ -158,7 +167,10 @@ class LCWCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule)
 
     def after_predict(self) -> None:
-        """Write this rank's predictions into the log folder of the run."""
+        """Say where the predictions are; without --output this rank's are written into the log folder of the run."""
+        if output := self.config.predict.output:
+            sys.stdout.write(f"predictions, a row for each sample: {output}\n")
+            return
         path = Path(self.trainer.log_dir or ".") / f"predictions_rank{self.trainer.global_rank}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(self.trainer.predict_loop.predictions, path)
@@ -166,7 +178,7 @@ class LCWCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``lcw``. An error ends in one message on stderr and exit status 1 or 2, SIGTERM in exit status 143.
+    """Run ``lcw``. An error ends in one message on stderr and exit status 1 or 2, a signal in the signal's status.
 
     ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
@@ -176,20 +188,14 @@ def main(args: ArgsType = None) -> None:
     torch.set_flush_denormal(True)  # on CPUs, vanishing gradients become denormal, which slows a step thirtyfold
     # Lightning itself calls a deprecated torch function, and every user would see the warning.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-    try:
+    with ends_in_one_message(), without_advertisements():
+        refuse_repeated_keys()
         LCWCLI(
             trainer_class=CommandTrainer,
             save_config_callback=SaveConfigBesideLogs,
             parser_class=LCWParser,
             seed_everything_default=0,
-            parser_kwargs={"version": lcw_lightning.__version__},
+            parser_kwargs={"version": lcw_lightning.__version__, "description": DESCRIPTION},
             auto_configure_optimizers=False,
             args=args,
         )
-    except SIGTERMException:
-        sys.stderr.write("lcw: ended by SIGTERM; go on with --ckpt_path and the last checkpoint of the run\n")
-        sys.exit(128 + signal.SIGTERM)
-    except Exception as error:
-        if os.environ.get("JSONARGPARSE_DEBUG") == "true":
-            raise
-        sys.exit(f"lcw: error: {error or type(error).__name__}\n(JSONARGPARSE_DEBUG=true shows where)")

@@ -4,12 +4,14 @@ import traceback
 from typing import Any, Literal, NoReturn
 
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
+from lcw_lightning.cli.help import COMMAND_HELP, FLAG_HELP, GROUP_TITLES, group_rank, without_markup
+from lcw_lightning.compat import help_groups, listed_subcommands, option, subcommand_parser
 from lcw_lightning.constraints.kinds import Kind
 
-__all__ = ["LCWParser"]
+__all__ = ["LCWParser", "describe_commands"]
 
 CLASS_PATH = (
     "Name a class as module.Class, with its module in the working directory or installed, and a config by its path."
@@ -20,6 +22,17 @@ class LCWParser(LightningArgumentParser):
     """A parser that reports an error in one message, because the usage with its 200 options would hide it."""
 
     @override
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        groups = self.groups or {}
+        names = {id(group): name for name, group in groups.items()}
+        for name, group in groups.items():
+            group.title = GROUP_TITLES.get(name, group.title)
+        help_groups(self).sort(key=lambda group: group_rank(names.get(id(group))))
+        if names:  # of a subcommand, whose usage would list 200 flags
+            self.usage = f"{self.prog.replace(' [options]', '')} [--config FILE] [flags]"
+        return without_markup(super().format_help(*args, **kwargs))
+
+    @override
     def print_usage(self, *args: object, **kwargs: object) -> None:
         pass
 
@@ -27,6 +40,12 @@ class LCWParser(LightningArgumentParser):
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         # Lightning would make required arguments positional, unlike the arguments of its own subcommands.
         added: list[str] = super().add_method_arguments(*args, as_positional=False, **kwargs)
+        if "predict" in args:
+            output = (
+                "File to write, .csv or .pt: sample, label, probabilities, and the true label where there is one. "
+                "Without it, predictions go into the run's folder as the model returns them."
+            )
+            self.add_argument("--output", type=str | None, default=None, help=output)
         if "analyze" in args:
             kinds = (
                 "Kinds of constraint to compare, each on the same weights and batch; as_built is the model alone, "
@@ -43,6 +62,15 @@ class LCWParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         problem = import_problem(ex)
         super().error(f"{message.partition(':')[0]}: {problem}" if problem else message, ex)
+
+
+def describe_commands(cli: LightningCLI) -> None:
+    """Give the subcommands and their flags the descriptions of :mod:`lcw_lightning.cli.help`."""
+    for command, listed in listed_subcommands(cli).items():
+        parser = subcommand_parser(cli, command)
+        listed.help = parser.description = COMMAND_HELP[command]
+        for flag, words in FLAG_HELP.items():
+            option(parser, flag).help = words
 
 
 def import_problem(error: BaseException | None) -> str:

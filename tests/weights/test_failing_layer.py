@@ -44,7 +44,7 @@ MISFITS = {
     "features": (
         lambda: MLP(63, 10, depth=2, width=8),
         (X,),
-        r"'hidden.0.linear', Linear\(in_features=63, .*\), cannot take an input of shape \(8, 64\): it takes 63 features",
+        r"'hidden.0.linear', Linear\(in_features=63, .*\), cannot take an input of shape \(8, 64\): it takes 63 ",
     ),
     "features-constrained": (constrained, (X,), r"'hidden.0.linear', Linear\(in_features=63, .*, and got 64\.$"),
     "channels": (lambda: nn.Conv2d(3, 4, 3), (torch.rand(2, 1, 8, 8),), r"it takes 3 channels, and got 1\.$"),
