@@ -55,4 +55,4 @@ def written_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _is_lack_of_space(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "iostream error" in str(error) or "PytorchStreamWriter failed writing" in str(error)  # torch.save's words
+    return any(words in str(error) for words in ("iostream error", "inline_container"))  # torch.save's

@@ -139,7 +139,8 @@ def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: 
     """Raise unless the optimizer state of a checkpoint fits the parameters of the module's constraints.
 
     Raises:
-        ValueError: The optimizers trained plain weights, or weights constrained by another method.
+        ValueError: The checkpoint lacks weights, or the optimizers trained plain ones, or ones constrained by another
+            method.
     """
     tensors = checkpoint.get("state_dict", {})  # sharded checkpoints have none
     weights, here = named_weights(pl_module), constrained_weights(pl_module)
@@ -154,6 +155,12 @@ def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: 
         if name not in (*record.parametrized, *record.projected)
         and not any(key.startswith(f"{parametrization_key(name)}.original") for key in tensors)
     ]
+    absent = [name for name in new if name not in tensors]
+    if absent and tensors:
+        raise ValueError(
+            f"the checkpoint has no {listed(absent)}, which {type(pl_module).__name__} has: it was written by another "
+            "model; build it with the settings of that run."
+        )
     if new:
         raise ValueError(
             f"the checkpoint's run trained {listed(new)} without the constraint, so its optimizer state does not "

@@ -12,6 +12,7 @@ from typing import NoReturn
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lcw_lightning.cli.plain_words import in_one_sentence
 from lcw_lightning.weights.failing_layer import describe_failing_layer
 
 __all__ = ["ends_in_one_message", "says_how_to_go_on", "without_advertisements"]
@@ -96,4 +97,4 @@ def _message_of(error: Exception) -> str:
             "the GPU met a number that is out of bounds, most often a label beyond the number of classes; the same "
             "command with --trainer.accelerator=cpu says which."
         )
-    return message
+    return in_one_sentence(message) if "Does not validate against" in message else message

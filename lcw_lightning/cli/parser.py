@@ -8,6 +8,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from lcw_lightning.cli.help import COMMAND_HELP, FLAG_HELP, GROUP_TITLES, group_rank, without_markup
+from lcw_lightning.cli.plain_words import in_one_sentence
 from lcw_lightning.compat import help_groups, listed_subcommands, option, subcommand_parser
 from lcw_lightning.constraints.kinds import Kind
 
@@ -61,7 +62,11 @@ class LCWParser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         problem = import_problem(ex)
-        super().error(f"{message.partition(':')[0]}: {problem}" if problem else message, ex)
+        if problem:
+            message = f"{message.partition(':')[0]}: {problem}"
+        elif self.exit_on_error:  # not the parser of a part of the value, whose message the whole one holds
+            message = in_one_sentence(message)
+        super().error(message, ex)
 
 
 def describe_commands(cli: LightningCLI) -> None:
