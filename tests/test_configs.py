@@ -177,10 +177,20 @@ def test_the_gradient_vanishes_without_the_constraint_alone(scalars):
 def test_a_stopped_and_resumed_run_ends_bit_identical(tmp_path):
     fit(DIGITS, tmp_path / "whole", "--trainer.max_epochs=4")
     fit(DIGITS, tmp_path / "stopped", "--trainer.max_epochs=2")
-    (checkpoint,) = (tmp_path / "stopped").glob("**/*.ckpt")
+    (checkpoint,) = (tmp_path / "stopped").glob("**/last.ckpt")
     fit(DIGITS, tmp_path / "resumed", "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}")
-    (whole,), (resumed,) = ((tmp_path / name).glob("**/*.ckpt") for name in ("whole", "resumed"))
+    (whole,), (resumed,) = ((tmp_path / name).glob("**/last.ckpt") for name in ("whole", "resumed"))
     states = [ImageClassifier.load_from_checkpoint(path).state_dict() for path in (whole, resumed)]
     assert len(states[0]) == 102
     for key, value in states[0].items():
         assert torch.equal(states[1][key], value), key
+
+
+def test_the_digits_run_keeps_its_best_checkpoint_beside_its_last(tmp_path):
+    fit(DIGITS, tmp_path, "--trainer.max_epochs=3", "--model.network.depth=2", "--shift_monitor.figures=false")
+    paths = {path.name: torch.load(path) for path in tmp_path.glob("**/*.ckpt")}
+    assert set(paths) == {"best.ckpt", "last.ckpt"}
+    assert paths["last.ckpt"]["epoch"] == 2
+    (kept,) = (state for name, state in paths["last.ckpt"]["callbacks"].items() if "ModelCheckpoint" in name)
+    assert kept["best_model_path"].endswith("best.ckpt")
+    assert paths["best.ckpt"]["epoch"] <= 2

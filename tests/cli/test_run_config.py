@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from lcw_lightning.cli import main
 from lcw_lightning.cli.run_config import checkpoint_without_config, config_of_run
 
 FLAGS = {
@@ -17,6 +19,8 @@ FLAGS = {
     "model-class": (["--ckpt_path=b.ckpt", "--model.class_path=MLP"], None),
     "model-setting": (["--ckpt_path=b.ckpt", "--model.depth=3"], "b.ckpt"),
     "url": (["--ckpt_path=s3://b.ckpt"], None),
+    "last": (["--ckpt_path=last"], None),
+    "registry": (["--ckpt_path", "registry:some-model"], None),
     "abbreviated": (["--ckpt=b.ckpt"], None),
 }
 
@@ -52,3 +56,51 @@ def test_the_saved_config_does_not_say_what_the_run_went_on_from(lcw, small_chec
     saved = yaml.safe_load(Path("lightning_logs/version_1/config.yaml").read_text())
     assert saved["trainer"]["max_epochs"] == 3
     assert not {"ckpt_path", "weights_only"} & saved.keys()
+
+
+COMMANDS = {
+    "validate": ["validate"],
+    "test": ["test"],
+    "predict": ["predict", "--output=predictions.csv"],
+    "analyze": ["analyze"],
+    "export": ["export", "--output=network.pt"],
+    "fit": ["fit", "--trainer.max_epochs=3"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_takes_the_config_of_the_run_from_its_checkpoint(command, lcw, small_checkpoint):
+    main([*command, "--ckpt_path", small_checkpoint])
+    if command[0] == "fit":
+        saved = yaml.safe_load(Path("lightning_logs/version_1/config.yaml").read_text())
+        first = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+        assert saved["model"] == first["model"]
+        (path,) = Path("lightning_logs/version_1/checkpoints").glob("*.ckpt")
+        assert torch.load(path)["epoch"] == 2  # the third
+
+
+VERSION = ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.version=mine"]
+
+
+@pytest.fixture
+def own_version(lcw):
+    """Run a fit into a folder that is named, which holds its config then."""
+    lcw("fit", *VERSION, "--trainer.max_epochs=1", "--test_after_fit=false")
+    return Path("logs/lightning_logs/mine")
+
+
+def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(lcw, own_version):
+    config = (own_version / "config.yaml").read_text()
+    with pytest.raises(SystemExit, match=r"the run's folder .*mine holds another run, with its config.yaml"):
+        lcw("fit", *VERSION, "--trainer.max_epochs=1", "--test_after_fit=false", "--constraint.kind=wn")
+    assert (own_version / "config.yaml").read_text() == config
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory", "ignore:Checkpoint directory", "ignore:The dirpath")
+def test_the_same_run_and_its_evaluation_go_into_the_folder(lcw, own_version):
+    config = (own_version / "config.yaml").read_text()
+    lcw("fit", *VERSION, "--trainer.max_epochs=1", "--test_after_fit=false")  # as a cluster starts a job again
+    (path, *_) = (own_version / "checkpoints").glob("*.ckpt")
+    main(["test", "--ckpt_path", str(path)])
+    assert (own_version / "config.yaml").read_text() == config
