@@ -20,6 +20,7 @@ def is_initialized_in(checkpoint: Mapping[str, Any]) -> bool:
         >>> is_initialized_in({"global_step": 0, "callbacks": {}})  # as Lightning's tuners write
         False
     """
-    states = [checkpoint, *checkpoint.get("callbacks", {}).values()]
+    callbacks = checkpoint.get("callbacks")
+    states = [checkpoint, *(callbacks.values() if isinstance(callbacks, Mapping) else ())]  # a damaged file has others
     is_marked = any(isinstance(state, Mapping) and bool(state.get(INITIALIZED)) for state in states)
     return is_marked or checkpoint.get("global_step") != 0 or num_trained_batches(checkpoint) > 0

@@ -3,6 +3,8 @@
 import copy
 import os
 import tempfile
+import textwrap
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +81,7 @@ def load_from_checkpoint(
     plain = _plain_state_dict(record, checkpoint["state_dict"])
     try:
         with _file_for_class(path, record, {**checkpoint, "state_dict": plain}) as file:
-            module = _load_by_class(module_class, file, weights_only, map_location=map_location, **kwargs)
+            module = _make(module_class, file, weights_only, map_location=map_location, **kwargs)
     except RuntimeError as error:
         if not (problems := describe_misfit(error)):
             raise
@@ -92,6 +94,18 @@ def load_from_checkpoint(
     _restore_exactly(module, record, checkpoint["state_dict"], plain)
     mark_initialized(module)
     return module
+
+
+def _make(module_class: type[_Module], path: str | Path, weights_only: bool, **kwargs: Any) -> _Module:
+    try:
+        return _load_by_class(module_class, path, weights_only, **kwargs)
+    except (ArgumentError, TypeError) as error:
+        if isinstance(error, TypeError) and "__init__() missing" not in str(error):
+            raise
+        raise ValueError(
+            f"the checkpoint's hyperparameters do not make a {module_class.__name__} "
+            f"({textwrap.shorten(str(error), 300, placeholder=' ...')}); give the arguments of its run by name."
+        ) from error
 
 
 def _load_by_class(module_class: type[_Module], path: str | Path, weights_only: bool, **kwargs: Any) -> _Module:

@@ -417,3 +417,19 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 def test_a_sharded_checkpoint_says_how_to_make_one_file_of_it(tmp_path):
     with pytest.raises(ValueError, match=r"is a folder: a sharded checkpoint.*save_distributed_checkpoint=False"):
         load_from_checkpoint(Project, tmp_path)
+
+
+class Sized(LightningModule):
+    def __init__(self, size):
+        super().__init__()
+        self.layer = nn.Linear(size, 2)
+
+
+def test_arguments_that_the_checkpoint_does_not_hold_are_asked_for(tmp_path):
+    project = Sized(3)
+    content = {"state_dict": project.state_dict(), "pytorch-lightning_version": "2.6.4"}
+    torch.save(content, tmp_path / "run.ckpt")
+    wanted = r"do not make a Sized \(.*missing 1 required positional argument: 'size'\); give the arguments of its run"
+    with pytest.raises(ValueError, match=wanted):
+        load_from_checkpoint(Sized, tmp_path / "run.ckpt")
+    assert load_from_checkpoint(Sized, tmp_path / "run.ckpt", size=3).layer.in_features == 3
