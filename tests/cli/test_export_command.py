@@ -130,7 +130,7 @@ def test_the_machine_of_the_run_and_its_data_are_not_needed(small_checkpoint):
 
 MISTAKES = {
     "suffix": (["--output=model.bin"], 1, ["export writes .safetensors, .pt, .pt2, .onnx; got 'model.bin'"]),
-    "no-output": ([], 2, ["required: export.output"]),
+    "no-output": ([], 2, ["--output is missing: give it by a flag"]),
     "other-network": (
         ["--output=m.pt", "--model.network.width=8"],
         1,
@@ -161,7 +161,7 @@ def test_a_mistake_ends_in_one_message_and_the_old_file_stays(flags, status, say
 
 def test_a_missing_checkpoint_is_named(failure, lcw):
     code, message = failure("--output=m.pt", "--config", lcw.config)
-    assert (code, "required: export.ckpt_path" in message) == (2, True)
+    assert (code, "--ckpt_path is missing" in message) == (2, True)
     code, message = failure("--output=m.pt", "--config", lcw.config, "--ckpt_path=nowhere.ckpt")
     assert (code, "there is no checkpoint 'nowhere.ckpt'" in message) == (1, True)
 

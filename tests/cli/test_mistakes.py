@@ -43,7 +43,7 @@ MISTAKES = {
         1,
         ["'network.hidden.0.linear', Linear(in_features=63", "it takes 63 features, and got 64"],
     ),
-    "schedule": (["--model.lr_scheduler.every_n_epochs=0"], 1, ["every_n_epochs >= 1", "every_n_epochs=0"]),
+    "schedule": (["--model.lr_scheduler.every_n_epochs=0"], 1, ["every_n_epochs > 0", "every_n_epochs=0"]),
     "network": (["--model=ImageClassifier"], 2, ["network"]),
     "labels": (
         ["--model.network.num_classes=8"],
