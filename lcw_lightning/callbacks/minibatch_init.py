@@ -26,6 +26,9 @@ class MinibatchInitCallback(FirstBatchInit):
     Frozen weights do not change. Under DDP every rank uses the statistics of the union of all ranks' batches. A
     compiled network runs this one batch eagerly.
 
+    Recurrent layers are rescaled gate by gate, attention by the projections of query, key and value and by its output,
+    as :func:`~lcw_lightning.initialization.minibatch.rescale_on_first_forward` describes.
+
     Weights under ``wn`` and ``cwn`` are initialized as in Salimans & Kingma: each unit's gain and bias are set so that
     its preactivation has mean zero and ``target_std``. Weights under ``sn``, whose norm is always 1, and their layers'
     biases keep the values that they were drawn with. So do layers that cannot be rescaled, for the reasons that
@@ -39,10 +42,12 @@ class MinibatchInitCallback(FirstBatchInit):
             they were drawn.
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names, of weights to leave as they are.
+        recurrent_share: Share of the recurrent part in the variance of each gate of RNN, LSTM and GRU, between 0 and 1.
 
     Raises:
         ValueError: At construction, for an invalid setting, such as patterns that are no list. In the first batch, for
-            a pattern that matches no weight, preactivations that are NaN or infinite, or if no layer can be rescaled.
+            a pattern that matches no weight, preactivations that are NaN or infinite, if no layer can be rescaled, or
+            if no factors are found for a gate of a recurrent layer.
         RuntimeError: In the first batch, on all ranks, if they take different layers.
 
     Warns:
@@ -59,6 +64,7 @@ class MinibatchInitCallback(FirstBatchInit):
         granularity: Literal["none", "layer", "unit"] = "layer",
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        recurrent_share: float = 0.5,
     ) -> None:
         check_positive("MinibatchInitCallback", "target_std", target_std)
         check_choice("MinibatchInitCallback", "granularity", granularity, ("none", *get_args(Granularity)))
@@ -68,6 +74,7 @@ class MinibatchInitCallback(FirstBatchInit):
         self.granularity = granularity
         self.include = include
         self.exclude = exclude
+        self.recurrent_share = recurrent_share
 
     @property
     @override
@@ -82,4 +89,4 @@ class MinibatchInitCallback(FirstBatchInit):
     def armed(self, module: LightningModule, outcome: Outcome, meet: Meet) -> AbstractContextManager[KeysView[str]]:
         assert self.granularity != "none"
         settings = self.target_std, self.granularity, self.include, self.exclude
-        return rescale_on_first_forward(module, *settings, outcome, meet)
+        return rescale_on_first_forward(module, *settings, outcome, meet, self.recurrent_share)

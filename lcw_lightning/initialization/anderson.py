@@ -11,8 +11,10 @@ MEMORY = 12
 MOST_STEPS = 100
 
 
-def find_root(residual: Callable[[Tensor], Tensor], start: Tensor, tolerance: float) -> Tensor | None:
-    """Return x with all ``abs(residual(x)) <= tolerance``, or None if it is not found in 100 steps.
+def find_root(
+    residual: Callable[[Tensor], Tensor], start: Tensor, tolerance: float | Tensor, most_steps: int = MOST_STEPS
+) -> Tensor | None:
+    """Return x with all ``abs(residual(x)) <= tolerance``, or None if it is not found in ``most_steps``.
 
     The plain iteration ``x - residual(x)`` need not converge; this one fits the last steps by least squares (Anderson,
     1965).
@@ -20,7 +22,8 @@ def find_root(residual: Callable[[Tensor], Tensor], start: Tensor, tolerance: fl
     Args:
         residual: A function of vectors, float64.
         start: Where to start.
-        tolerance: Of each number.
+        tolerance: Of each number, or of all.
+        most_steps: After which it gives up.
 
     Example:
         >>> x = find_root(lambda x: 4 * x - torch.cos(x), torch.zeros(3, dtype=torch.float64), 1e-12)
@@ -29,9 +32,9 @@ def find_root(residual: Callable[[Tensor], Tensor], start: Tensor, tolerance: fl
     """
     memory = min(MEMORY, len(start))
     points, values = [start], [residual(start)]
-    for _ in range(MOST_STEPS):
+    for _ in range(most_steps):
         x, f = points[-1], values[-1]
-        if f.abs().max() <= tolerance:
+        if (f.abs() <= tolerance).all():
             return x
         step = f
         if len(points) > 1:

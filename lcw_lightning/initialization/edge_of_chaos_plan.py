@@ -49,7 +49,8 @@ def edge_of_chaos_layers(
             f"edge_of_chaos_init_: activation is a function of tensors, as torch.relu or nn.ReLU(); got {activation!r}."
         )
     refs = select_weights(model, include, exclude)
-    outcome.left |= {name: reason for name, ref in refs.items() if (reason := obstacle_to_initialization(ref))}
+    obstacles = {name: obstacle_to_initialization(ref, ref.is_observable) for name, ref in refs.items()}
+    outcome.left |= {name: obstacle for name, obstacle in obstacles.items() if obstacle}
     refs = {name: ref for name, ref in refs.items() if name not in outcome.left}
     if not refs:
         kind = type(model).__name__

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lcw_lightning.compat import is_transformed
-from lcw_lightning.initialization.limits import UnscalableError, first_tensor
+from lcw_lightning.initialization.limits import UnscalableError, first_tensor, multiplied
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.ranks import Meet
 from lcw_lightning.initialization.rescaling import computes_as_torch, forget_used_weights, rescale_layer_, zeroed
@@ -49,6 +49,7 @@ class Rescaling:
         self.target_std = target_std
         self.by_unit = by_unit
         self.meet = meet
+        self.copies = copies
         self.equals = equals(copies)
         # Decided now, since a training step may freeze a network for a while, as in adversarial training.
         self.biases = {
@@ -137,7 +138,7 @@ class Rescaling:
         self.meet(f"at {name!r}")
         ref, is_torchs = self.waiting[name], computes_as_torch(self.waiting[name])
         try:
-            inputs, bias, again = first_tensor(given), self.biases.get(name), None if is_torchs else run
+            inputs, bias, again = multiplied(ref, given), self.biases.get(name), None if is_torchs else run
             with undisturbed(ref.layer):  # reading a parametrized weight may change its buffers
                 done = rescale_layer_(ref, name, z, inputs, bias, self.target_std, self.by_unit, again)
         except UnscalableError as reason:

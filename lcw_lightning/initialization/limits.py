@@ -3,14 +3,14 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from lcw_lightning.compat import tree_leaves
 from lcw_lightning.constraints.kinds import is_zero_sum
 from lcw_lightning.observation.moments import ChannelSums
 from lcw_lightning.weights.weight_ref import WeightRef
 
-__all__ = ["Operands", "UnscalableError", "first_tensor"]
+__all__ = ["Operands", "UnscalableError", "first_tensor", "multiplied"]
 
 
 class UnscalableError(ValueError):
@@ -101,6 +101,17 @@ def first_tensor(values: Any) -> Tensor | None:
     """
     tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point())
     return next(tensors, None)
+
+
+def multiplied(ref: WeightRef, given: Any) -> Tensor | None:
+    """Return what a layer multiplies by its weight, in a call with the arguments ``given``.
+
+    For Bilinear it has the mean square of the products of its two inputs, each of which a unit's weight multiplies.
+    """
+    tensors = [leaf.detach() for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    if isinstance(ref.layer, nn.Bilinear) and len(tensors) == 2:
+        return tensors[0] * tensors[1].square().mean(-1, keepdim=True).sqrt()
+    return first_tensor(given)
 
 
 def _reduced(z: Tensor, inputs: Tensor | None) -> Tensor:

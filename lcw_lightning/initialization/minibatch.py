@@ -1,7 +1,7 @@
 """Initial weights from data: each layer is rescaled on its first minibatch (paper, Section 4.3)."""
 
 import warnings
-from collections.abc import Iterator, KeysView, Sequence
+from collections.abc import Collection, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.initialization.first_forward import Rescaling
+from lcw_lightning.initialization.inner_forward import InnerRescaling, inner_layers
 from lcw_lightning.initialization.outcome import Outcome, obstacle_to_initialization
 from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_step
 from lcw_lightning.initialization.rescaling import is_scalable
@@ -39,6 +40,7 @@ def rescale_on_first_forward(
     exclude: Sequence[str] = (),
     outcome: Outcome | None = None,
     meet: Meet = alone,
+    recurrent_share: float = 0.5,
 ) -> Iterator[KeysView[str]]:
     r"""Rescale every layer of ``model`` on the first input that it gets within the block.
 
@@ -62,6 +64,25 @@ def rescale_on_first_forward(
     weight that the network multiplies without a call of its layer, as in ``F.linear(x, self.qkv.weight)``, is rescaled
     by that product.
 
+    *RNN, LSTM, GRU.* The preactivation of a gate is :math:`W_{ih} x_t + W_{hh} h_{t-1}`, for the candidate of a GRU
+    :math:`W_{in} x_t + r_t (W_{hn} h_{t-1})`. Each gate of each layer and direction has a factor for either matrix, so
+    that this sum has ``target_std`` (to 1e-3) and its recurrent part the share
+
+    .. math:: \rho = V[W_{hh} h] / (V[W_{hh} h] + V[W_{ih} x])
+
+    (to 1e-2), with all variances over sequences and steps. Steps of packed sequences count, padding does not. The
+    first step counts too: from :math:`h_0 = 0` its recurrent part is zero, so in short sequences later steps have more
+    than the share. As states follow the factors, both are found by iteration. The projection of an LSTM
+    (``proj_size``), whose output is the state, has ``target_std`` as well. Upper layers see the outputs of rescaled
+    ones, after dropout in training mode. All biases become zero, the forget gate's too; a bias that is frozen keeps its
+    value, and counts in the states. Where only one of the two matrices is rescaled, it alone gives the sum its std. A
+    layer that runs one step from :math:`h_0 = 0` shows no recurrent part: its recurrent weights are left as they are.
+    So are those of a *cell* whose first call is given no state, as one that is called in a loop: its first call counts,
+    in which :math:`W_{ih} x` has ``target_std``.
+
+    *MultiheadAttention* is rescaled by the projections of query, key and value, each by factors of its own, and by its
+    output; *Bilinear* by its output.
+
     Layers that cannot be rescaled are left as they are, weight and bias: those with zero weights, zero inputs or an
     empty batch; those whose preactivations do not vary, apart from rounding errors; those whose output stays the same
     when the weight is scaled, since their class standardizes it; those whose rescaled weight would leave the range of
@@ -74,29 +95,33 @@ def rescale_on_first_forward(
     networks run eagerly.
 
     Args:
-        model: Any module; its Linear layers and convolutions are rescaled. Recurrent layers, attention and Bilinear
-            keep their weights, since hooks do not see their preactivations.
+        model: Any module. Its Linear and Bilinear layers, convolutions, registered types, recurrent layers, cells and
+            attention are rescaled; recurrent layers and attention of a class with its own forward are not.
         target_std: Standard deviation of the preactivations after rescaling.
         granularity: ``layer`` or ``unit``; without effect on weights with trained gains.
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names, of weights to leave as they are.
         outcome: Is told what becomes of each layer; :func:`new_outcome` makes one.
         meet: Compares the ranks' places before a layer is rescaled; :func:`in_step` yields one.
+        recurrent_share: :math:`\rho`, between 0 and 1. With shares far above one half states become chaotic, so that
+            factors for each unit may not be found.
 
     Yields:
         The names of the weights not yet rescaled; empty once every layer has run.
 
     Raises:
         ValueError: At once for an invalid setting, a pattern that matches no weight, or a sharded weight; within the
-            forward pass for preactivations that are NaN or infinite.
+            forward pass for preactivations that are NaN or infinite, or if no factors are found for a gate of a
+            recurrent layer, which the message names.
     """
-    _check_settings(target_std, granularity)
+    _check_settings(target_std, granularity, recurrent_share)
     outcome = new_outcome() if outcome is None else outcome
-    waiting, copies = _refs_to_rescale(model, include, exclude, outcome)
+    inner = inner_layers(model)
+    seen_inside = set().union(*(weights.values() for weights in inner.values()))
+    waiting, copies = _refs_to_rescale(model, include, exclude, seen_inside, outcome)
     rescaling = Rescaling(waiting, outcome, target_std, granularity == "unit", meet, copies)
     try:
-        for name in rescaling.waiting:
-            rescaling.arm(name)
+        _arm(rescaling, inner, recurrent_share)
         with eager_mode, RescaleUncalled(rescaling):
             yield rescaling.waiting.keys()
     finally:
@@ -112,6 +137,7 @@ def minibatch_init_(
     granularity: Granularity = "layer",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    recurrent_share: float = 0.5,
 ) -> nn.Module:
     r"""Rescale the weights of ``model`` in place so that preactivations have ``target_std`` on this minibatch.
 
@@ -127,6 +153,7 @@ def minibatch_init_(
             always have.
         include: Glob patterns on names ``layer.weight``.
         exclude: Glob patterns on the same names, of weights to leave as they are.
+        recurrent_share: Share of the recurrent part in the variance of each gate of RNN, LSTM and GRU.
 
     Returns:
         The model itself.
@@ -148,8 +175,8 @@ def minibatch_init_(
     check_model(model)
     outcome = new_outcome()
     with unless_it_fails(model), in_step(BY_HAND) as meet:
-        rescaling = rescale_on_first_forward(model, target_std, granularity, include, exclude, outcome, meet)
-        with undisturbed(model), torch.no_grad(), rescaling:
+        settings = target_std, granularity, include, exclude, outcome, meet, recurrent_share
+        with undisturbed(model), torch.no_grad(), rescale_on_first_forward(model, *settings):
             run_network("minibatch_init_", model, inputs)
         meet(END_OF_FORWARD)
         outcome.check()
@@ -164,11 +191,13 @@ def new_outcome() -> Outcome:
 
 
 def _refs_to_rescale(
-    model: nn.Module, include: Sequence[str], exclude: Sequence[str], outcome: Outcome
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str], inner: Collection[WeightRef], outcome: Outcome
 ) -> tuple[dict[str, WeightRef], dict[str, str]]:
     refs = select_weights(model, include, exclude)
     copies = {copy: original for copy, original in momentum_copies(model).items() if {copy, original} <= refs.keys()}
-    outcome.left |= {name: obstacle for name in refs if (obstacle := _obstacle(refs[copies.get(name, name)]))}
+    originals = {name: refs[copies.get(name, name)] for name in refs}
+    obstacles = {name: _obstacle(ref, ref in inner) for name, ref in originals.items()}
+    outcome.left |= {name: obstacle for name, obstacle in obstacles.items() if obstacle}
     waiting = {name: ref for name, ref in refs.items() if name not in outcome.left}
     for name, ref in waiting.items():
         if any(hasattr(parameter, "device_mesh") for parameter in ref.parameters):
@@ -176,11 +205,24 @@ def _refs_to_rescale(
     return waiting, {copy: original for copy, original in copies.items() if copy in waiting}
 
 
-def _obstacle(ref: WeightRef) -> str | None:
+def _arm(rescaling: Rescaling, inner: Mapping[nn.Module, Mapping[str, WeightRef]], recurrent_share: float) -> None:
+    names = {ref: name for name, ref in rescaling.waiting.items()}
+    for layer, weights in inner.items():
+        if own := {own: names.pop(ref) for own, ref in weights.items() if ref in names}:
+            InnerRescaling(rescaling, layer, own, recurrent_share).arm()
+    for name in names.values():
+        rescaling.arm(name)
+
+
+def _obstacle(ref: WeightRef, is_inner: bool) -> str | None:
+    is_seen = is_inner or ref.is_observable or isinstance(ref.layer, nn.Bilinear)
     is_stuck = ref.parameters and not is_scalable(ref)
-    return obstacle_to_initialization(ref) or (f"under {kind_of(ref)} its norm is always 1" if is_stuck else None)
+    obstacle = obstacle_to_initialization(ref, is_seen)
+    return obstacle or (f"under {kind_of(ref)} its norm is always 1" if is_stuck else None)
 
 
-def _check_settings(target_std: float, granularity: Granularity) -> None:
+def _check_settings(target_std: float, granularity: Granularity, recurrent_share: float) -> None:
     check_positive("minibatch initialization", "target_std", target_std)
     check_choice("minibatch initialization", "granularity", granularity, get_args(Granularity))
+    if not 0 < recurrent_share < 1:
+        raise ValueError(f"minibatch initialization needs 0 < recurrent_share < 1, got {recurrent_share}.")

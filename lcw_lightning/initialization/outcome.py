@@ -88,10 +88,15 @@ class Outcome:
         return f"{of} by {by}"
 
 
-def obstacle_to_initialization(ref: WeightRef) -> str | None:
-    """Return why no initialization changes a weight; None if it may."""
+def obstacle_to_initialization(ref: WeightRef, is_seen: bool) -> str | None:
+    """Return why an initialization does not change a weight; None if it may.
+
+    Args:
+        ref: The weight.
+        is_seen: Whether the initialization sees the weight's preactivations.
+    """
     if not ref.parameters:
         return "no parameter; a hook computes it"
     if not any(parameter.requires_grad for parameter in ref.parameters):
         return "frozen"
-    return None if ref.is_observable else "hooks do not see its preactivations"
+    return None if is_seen else "hooks do not see its preactivations"

@@ -21,6 +21,7 @@ __all__ = [
     "PreactivationMoments",
     "Rescaled",
     "assign_weight_",
+    "check_finite",
     "check_response",
     "computes_as_torch",
     "forget_used_weights",
@@ -73,7 +74,7 @@ def is_scalable(ref: WeightRef) -> bool:
 def computes_as_torch(ref: WeightRef) -> bool:
     """Return whether a layer has the forward of one of torch's own classes, which is linear in the weight."""
     kind: type[nn.Module] = parametrize.type_before_parametrizations(ref.layer)
-    return kind in SPATIAL_DIMS and "forward" not in vars(ref.layer)
+    return (kind in SPATIAL_DIMS or kind is nn.Bilinear) and "forward" not in vars(ref.layer)
 
 
 def has_gains(ref: WeightRef) -> bool:
@@ -138,7 +139,7 @@ def rescale_layer_(
     by_unit = by_unit or has_gains(ref)
     moments = preactivation_moments(z, ref.channel_dim, by_unit)
     operands = Operands.of(ref, z, inputs)
-    _check_finite(moments, name)
+    check_finite(moments, name)
     if by_unit and len(moments.std) != len(operands.norms):
         raise UnscalableError("its output has not one channel for each unit")
     if again is not None:
@@ -239,7 +240,7 @@ def assign_weight_(ref: WeightRef, name: str, weight: Tensor) -> None:
         )
 
 
-def _check_finite(moments: PreactivationMoments, name: str) -> None:
+def check_finite(moments: PreactivationMoments, name: str) -> None:
     """Raise unless the preactivations of a layer are finite.
 
     Raises:

@@ -60,7 +60,11 @@ class RescaleUncalled(TorchFunctionMode):
     def _waiting(self, weight: Any) -> str | None:
         """Return the name of a weight that waits for its first input, outside the call of its own layer."""
         waiting, read = self.rescaling.waiting, self.rescaling.read
-        found = (name for name, ref in waiting.items() if weight is read.get(name, ref.layer._parameters.get(ref.name)))
+        found = (
+            name
+            for name, ref in waiting.items()
+            if ref.is_observable and weight is read.get(name, ref.layer._parameters.get(ref.name))
+        )
         name = next(found, None) if isinstance(weight, Tensor) else None
         # A parametrized weight is read again, and activation checkpointing counts the tensors that autograd saves.
         is_read_again = name in read and torch.is_grad_enabled() and saves_by_hooks()

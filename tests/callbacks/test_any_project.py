@@ -102,7 +102,7 @@ def test_a_module_compiled_into_one_graph_trains_as_the_eager_one(ours, logged, 
 
 
 class Sequences(LightningModule):
-    """Recurrence and attention, of which hooks see nothing."""
+    """Recurrence and attention, whose weights are inside one call."""
 
     def __init__(self):
         super().__init__()

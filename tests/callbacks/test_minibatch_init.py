@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -134,3 +135,56 @@ def test_training_sees_every_batch_once_and_in_order(make_project, make_trainer,
     project.training_step = lambda batch, batch_idx: (seen.append(batch[0]), step(batch, batch_idx))[1]
     make_trainer(MinibatchInitCallback()).fit(project, loader)
     assert [batch.tolist() for batch in seen] == [batch[0].tolist() for batch in loader]
+
+
+class Sequences(LightningModule):
+    """Recurrence and attention inside a larger network, over each sample as a sequence of four steps."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(2, 6), nn.Tanh())
+        self.recurrent = nn.ModuleDict({"lstm": nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)})
+        self.attention = nn.TransformerEncoderLayer(10, 2, dim_feedforward=16, dropout=0.0, batch_first=True)
+        self.relu, self.head = nn.RNN(10, 5, nonlinearity="relu", batch_first=True), nn.Bilinear(5, 5, 3)
+
+    def forward(self, x):
+        states, _ = self.relu(self.attention(self.recurrent["lstm"](self.body(x.view(-1, 4, 2)))[0]))
+        return self.head(states[:, 0], states[:, -1])
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("none", "parametrize"), ("lcw", "parametrize"), ("lcw", "project")],
+    ids=["none", "lcw", "project"],
+)
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_recurrence_and_attention_are_rescaled_in_the_forward_that_trains(
+    kind, method, share, make_snapshots, first_batch, make_trainer, loader
+):
+    module, expected, snapshots = Sequences(), Sequences(), make_snapshots()
+    callbacks = ConstraintCallback(kind, method), MinibatchInitCallback(recurrent_share=share)
+    make_trainer(*callbacks, snapshots).fit(module, loader)
+    constrain(expected, kind, method=method)
+    plain = {key: value.clone() for key, value in expected.state_dict().items()}
+    minibatch_init_(expected, first_batch, recurrent_share=share)
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(snapshots.states[0][key], value)
+        if "weight" in key and "norm" not in key:
+            assert not torch.equal(value, plain[key]), key  # control
+
+
+def test_a_gate_without_factors_stops_the_run_and_leaves_the_module_as_it_was(make_trainer, loader):
+    module = Sequences()
+    nn.init.normal_(module.recurrent["lstm"].weight_ih_l1, std=100)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=r"for the \w+ gate of 'recurrent\.lstm\.weight_hh_l1'"):
+        make_trainer(MinibatchInitCallback(exclude=["*weight_ih_l1"])).fit(module, loader)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert not any(part._forward_pre_hooks for part in module.modules())

@@ -123,6 +123,7 @@ def test_print_config_shows_the_groups_of_our_callbacks(lcw, capsys):
         "granularity": "layer",
         "include": ["*"],
         "exclude": [],
+        "recurrent_share": 0.5,
     }
     monitor = {"every_n_steps": 50, "figures": True, "histograms": False, "include": ["*"], "exclude": []}
     assert config["shift_monitor"] == monitor | {"sparsity": None}

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from lcw_lightning import MLP, ShiftedReLU, constrain, minibatch_init_
@@ -21,6 +22,28 @@ def _network(seed):
     return network
 
 
+class _Sequences(nn.Module):
+    """Recurrence and attention over sequences of four steps."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(SEED)
+        self.lstm = nn.LSTM(12, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.relu = nn.RNN(12, 6, nonlinearity="relu", batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.cell = nn.GRUCell(6, 5)
+        constrain(self, exclude=["relu.*"])
+
+    def forward(self, rows):
+        states = self.relu(self.lstm(rows.view(-1, 4, 12))[0])[0]
+        return self.cell(self.attention(states, states, states)[0][:, 0])
+
+
+def _sequences_initialized(inputs):
+    with pytest.warns(UserWarning, match=r"left as they are: 'cell\.weight_hh' \(zero states\)$"):
+        return minibatch_init_(_Sequences(), inputs).state_dict()
+
+
 def _drawn(seed, inputs, weights):
     return edge_of_chaos_init_(_network(seed), inputs, weights=weights).state_dict()
 
@@ -29,6 +52,7 @@ def _initialize_on_rank(rank):
     inputs = _inputs()[rank]
     found = {weights: _drawn((SEED, OTHER_SEED)[rank], inputs, weights) for weights in WEIGHTS}
     found["minibatch"] = minibatch_init_(_network(SEED), inputs).state_dict()
+    found["sequences"] = _sequences_initialized(inputs)
     with pytest.raises(ValueError, match="sharded") as refusal:
         edge_of_chaos_init_(fully_shard(_network(SEED)), inputs)
     return found | {"refusal": str(refusal.value)}
@@ -45,6 +69,15 @@ def test_two_ranks_act_on_the_union_of_their_batches_and_end_bit_equal(ranks):
     assert all(torch.equal(first[key], second[key]) for key in first)
     for key, value in minibatch_init_(_network(SEED), _inputs().flatten(0, 1)).state_dict().items():
         torch.testing.assert_close(first[key], value)
+
+
+def test_two_ranks_find_the_factors_of_recurrent_layers_on_the_union_of_their_batches_and_end_bit_equal(ranks):
+    first, second = (found["sequences"] for found in ranks)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for key, value in _sequences_initialized(_inputs().flatten(0, 1)).items():
+        torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-4)
+    key, alone = "lstm.parametrizations.weight_ih_l0.original", _sequences_initialized(_inputs()[1])
+    assert not torch.allclose(second[key], alone[key], rtol=1e-2)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -204,8 +204,15 @@ def test_one_layer_that_cannot_be_rescaled_does_not_keep_the_others_from_it(cons
     assert same(network[4], before)
 
 
+class Own(nn.GRU):
+    """Has a forward of its own, too, which may do anything."""
+
+    def forward(self, inputs):
+        return super().forward(inputs)
+
+
 def test_one_line_says_which_layers_were_rescaled_by_which_factors_and_which_were_left_for_which_reasons():
-    layers = {"body": nn.Linear(8, 6), "frozen": nn.Linear(6, 6).requires_grad_(False), "recurrent": nn.GRU(6, 6)}
+    layers = {"body": nn.Linear(8, 6), "frozen": nn.Linear(6, 6).requires_grad_(False), "recurrent": Own(6, 6)}
     network = nn.ModuleDict(layers | {"spare": nn.Linear(2, 2), "head": zero_linear(6, 3)})
     network.forward = lambda x: network["head"](network["recurrent"](network["frozen"](network["body"](x)))[0])
     before = network["body"].weight.norm()
