@@ -30,6 +30,7 @@ __all__ = [
     "TorchWeightNorm",
     "clear_cached_weights",
     "end_fit",
+    "find_requeued_by",
     "flat_weight_names",
     "global_module_hooks",
     "help_groups",
@@ -48,6 +49,7 @@ __all__ = [
     "num_trained_batches",
     "option",
     "pruned_parameters",
+    "requeue_method",
     "saves_by_hooks",
     "starts_processes",
     "subcommand_parser",
@@ -172,6 +174,36 @@ def end_fit() -> NoReturn:
     from lightning.pytorch.utilities.exceptions import _TunerExitException
 
     raise _TunerExitException
+
+
+def requeue_method(trainer: "Trainer") -> tuple[object, str]:
+    """Return the object, and its method's name, that saves a checkpoint and requeues the job at SLURM's signal."""
+    return trainer._signal_connector, "_slurm_sigusr_handler_fn"
+
+
+def find_requeued_by(trainer: "Trainer", find: Callable[[], str | None]) -> None:
+    """Let ``find`` say from which checkpoint of a requeue ``fit`` goes on by itself; evaluation takes none by itself.
+
+    Without this Lightning takes the newest ``hpc_ckpt_*`` of the root folder for either, whichever run wrote it.
+    """
+    from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+    from lightning.pytorch.trainer.states import TrainerFn
+
+    class Connector(_CheckpointConnector):
+        found: str | None = None
+
+        @property
+        def _hpc_resume_path(self) -> str | None:
+            return self.found
+
+        def _parse_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, *args: Any, **kwargs: Any) -> Any:
+            if ckpt_path == "hpc":  # asked for by name
+                self.found = super()._hpc_resume_path
+            else:
+                self.found = find() if state_fn == TrainerFn.FITTING else None
+            return super()._parse_ckpt_path(state_fn, "hpc" if self.found else ckpt_path, *args, **kwargs)
+
+    trainer._checkpoint_connector = Connector(trainer)
 
 
 def is_made_by_cli() -> bool:

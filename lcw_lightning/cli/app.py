@@ -33,6 +33,7 @@ from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.cli.help import DESCRIPTION
 from lcw_lightning.cli.parser import LCWParser, describe_commands
 from lcw_lightning.cli.predictions import PredictionsFile, check_suffix
+from lcw_lightning.cli.requeue import attach_requeue
 from lcw_lightning.cli.run_config import KEYWORDS, SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
 from lcw_lightning.cli.yaml_keys import refuse_repeated_keys
@@ -119,6 +120,7 @@ class LCWCLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, so the user gave no plugin
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        attach_requeue(trainer, subcommand_parser(self, str(self.subcommand)), self.config[str(self.subcommand)])
         return trainer
 
     def fit(self, **kwargs: Any) -> None:
