@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
@@ -24,8 +26,12 @@ from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.plotting.preflight import plot_preflight
 from lcw_lightning.plotting.snapshots import plot_snapshots
 
-__all__ = ["Report", "render", "save"]
+__all__ = ["Format", "Report", "render", "save"]
 
+Format = Literal["png", "svg", "pdf"]
+"""Of figures; PNG has the resolution of print."""
+
+DPI = 300
 WIDTH = 160  # of text that does not go to a terminal
 
 
@@ -63,9 +69,9 @@ class Report:
     def __str__(self) -> str:
         return render({"": self})
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``analysis.json`` and figures into a folder; return its path."""
-        return save({"": self}, folder)
+    def save(self, folder: str | os.PathLike[str], figures: Format = "png") -> Path:
+        """Write ``analysis.json`` and figures, as PNG, SVG or PDF, into a folder; return its path."""
+        return save({"": self}, folder, figures)
 
 
 def render(reports: Mapping[str, Report]) -> str:
@@ -89,15 +95,29 @@ def render(reports: Mapping[str, Report]) -> str:
     return text.getvalue()
 
 
-def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
+def save(reports: Mapping[str, Report], folder: str | os.PathLike[str], figures: Format = "png") -> Path:
     """Write ``analysis.json`` and the figures of all reports, by label, into a folder.
 
     Raises:
         NotADirectoryError: ``folder`` is a file.
+        ValueError: ``figures`` is neither png nor svg nor pdf.
     """
+    if figures not in get_args(Format):
+        raise ValueError(f"figures are saved as {', '.join(get_args(Format))}, not as {figures!r}; name one of these.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"a report goes into a folder, but {str(folder)!r} is a file; name another folder.")
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):  # text stays text, as publishers ask
+        for name, figure in _figures(reports).items():
+            with written_atomically(folder / f"{name}.{figures}") as path:
+                figure.savefig(path, format=figures, dpi=DPI)
+    content = {label: _as_json(report) for label, report in reports.items()}
+    with written_atomically(folder / "analysis.json") as path:
+        path.write_text(json.dumps(content[""] if list(content) == [""] else content, indent=1, allow_nan=False))
+    return folder
+
+
+def _figures(reports: Mapping[str, Report]) -> dict[str, Figure]:
     figures = plot_snapshots(
         {label: report.statistics for label, report in reports.items()},
         {label: report.values for label, report in reports.items()},
@@ -107,14 +127,9 @@ def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
         figures["preflight"] = plot_preflight(
             {label: preflight.q_by_layer for label, preflight in checked.items()},
             {label: preflight.growth_by_layer for label, preflight in checked.items()},
+            next(iter(checked.values())).layers,
         )
-    for name, figure in figures.items():
-        with written_atomically(folder / f"{name}.png") as path:
-            figure.savefig(path)
-    content = {label: _as_json(report) for label, report in reports.items()}
-    with written_atomically(folder / "analysis.json") as path:
-        path.write_text(json.dumps(content[""] if list(content) == [""] else content, indent=1, allow_nan=False))
-    return folder
+    return figures
 
 
 def _verdict(label: str, report: Report) -> Iterator[str]:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 import lcw_lightning
-from lcw_lightning.analysis.report import render, save
+from lcw_lightning.analysis.report import Format, render, save
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
 from lcw_lightning.callbacks.loss_watch import LossWatch
@@ -128,7 +128,7 @@ class LCWCLI(LightningCLI):
         with says_how_to_go_on(self.trainer):
             self.trainer.fit(**kwargs)
 
-    def analyze(self, output: str, ckpt_path: str | None, **kwargs: Any) -> None:
+    def analyze(self, output: str, figures: Format, ckpt_path: str | None, **kwargs: Any) -> None:
         """Report on the first training step, for one or several kinds of constraint and draws of the weights."""
         settings, seed = self.config.analyze, self.config.analyze.seed_everything
         check_redraws(settings.compare, settings.draws, seed, ckpt_path)
@@ -148,7 +148,7 @@ class LCWCLI(LightningCLI):
 
         reports = reports_of(make, settings.compare or [""], settings.draws)
         sys.stdout.write(render(reports))
-        sys.stdout.write(f"written to {save(reports, output)}\n")
+        sys.stdout.write(f"written to {save(reports, output, figures)}\n")
 
     @override
     def _parse_ckpt_path(self) -> None:

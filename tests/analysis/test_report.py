@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lcw_lightning import analyze
@@ -133,6 +134,33 @@ def test_json_of_several_reports_is_by_label(tmp_path):
     save({"none": report_of("a"), "lcw": report_of("b")}, tmp_path)
     content = read_json(tmp_path / "analysis.json")
     assert {label: list(report["layers"]) for label, report in content.items()} == {"none": ["a"], "lcw": ["b"]}
+
+
+@pytest.mark.parametrize(("figures", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_figures_are_saved_in_the_format_that_is_asked_for(figures, start, analyzed, tmp_path):
+    analyzed.save(tmp_path, figures)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "analysis.json"]
+    assert {path.suffix for path in files} == {f".{figures}"}
+    assert all(path.read_bytes().startswith(start) for path in files)
+
+
+def test_text_in_figures_stays_text(analyzed, tmp_path):
+    for figures in ("svg", "pdf"):
+        analyzed.save(tmp_path, figures)
+    assert ">preactivation z</text>" in (tmp_path / "boxes/by_layer.svg").read_text()
+    assert b"/Type3" not in (tmp_path / "boxes/by_layer.pdf").read_bytes()
+
+
+def test_pngs_have_the_resolution_of_print(analyzed, tmp_path):
+    analyzed.save(tmp_path)
+    with Image.open(tmp_path / "depth/shift_ratio.png") as picture:
+        assert picture.size == (1080, 810)
+
+
+def test_a_format_that_is_none_is_refused_before_anything_is_written(analyzed, tmp_path):
+    with pytest.raises(ValueError, match="figures are saved as png, svg, pdf, not as 'jpg'; name one of these"):
+        analyzed.save(tmp_path / "new", "jpg")
+    assert not (tmp_path / "new").exists()
 
 
 def test_figures_are_whole_pngs_and_nothing_else_is_left(analyzed, tmp_path):

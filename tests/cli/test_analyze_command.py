@@ -165,6 +165,11 @@ def test_table_and_verdict_are_printed_and_files_written_and_nothing_else_is_lef
     assert not [path for path in Path("analysis").rglob("*") if path.suffix not in (".png", ".json", "")]
 
 
+def test_figures_have_the_format_of_the_flag(lcw):
+    lcw("analyze", "--figures=svg")
+    assert {path.suffix for path in Path("analysis").rglob("*.*")} == {".svg", ".json"}
+
+
 @pytest.mark.parametrize("kind", ["lcw", "none"])
 def test_numbers_are_those_that_the_monitor_logs_at_the_first_step(kind, lcw):
     lcw("analyze", f"--constraint.kind={kind}", "--output=report")

@@ -125,13 +125,13 @@ def test_other_settings_in_the_same_job_are_a_conflict(job, tmp_path):
     job(step=3)
     before = (tmp_path / "lightning_logs/version_17/config.yaml").read_text()
     said = job("--model.network.width=8", step=3)
-    assert "version_17/config.yaml is of another run, so nothing was written: choose another folder, by" in said
+    assert "version_17 holds another run, with its config.yaml: name another" in said
     assert (tmp_path / "lightning_logs/version_17/config.yaml").read_text() == before
 
 
 def test_the_same_settings_without_a_job_are_a_conflict(lcw, small_checkpoint):
     version = ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=.", "--trainer.logger.version=0"]
-    with pytest.raises(SystemExit, match=r"version_0/config\.yaml is of another run, so nothing was written"):
+    with pytest.raises(SystemExit, match=r"version_0 holds another run, with its config\.yaml: name another"):
         lcw("fit", *version)
 
 
