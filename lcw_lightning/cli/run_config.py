@@ -45,7 +45,8 @@ class SaveConfigBesideLogs(SaveConfigCallback):
             return
         path = os.path.join(trainer.log_dir or ".", self.config_filename)  # all ranks must ask for log_dir
         text = text_of_run(self.parser, self.config)
-        is_there, is_other = trainer.strategy.broadcast(_compare(path, text) if trainer.is_global_zero else None)
+        here = _compare(path, text) if trainer.is_global_zero else (False, False)
+        is_there, is_other = trainer.strategy.broadcast(here)
         if is_other and trainer.state.fn == TrainerFn.FITTING:
             raise FileExistsError(
                 f"the run's folder {trainer.log_dir} holds another run, with its {self.config_filename}: name another, "
