@@ -26,7 +26,7 @@ from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.plotting.preflight import plot_preflight
 from lcw_lightning.plotting.snapshots import plot_snapshots
 
-__all__ = ["Format", "Report", "render", "save"]
+__all__ = ["Format", "Report", "render", "save", "verdict_lines"]
 
 Format = Literal["png", "svg", "pdf"]
 """Of figures; PNG has the resolution of print."""
@@ -90,7 +90,7 @@ def render(reports: Mapping[str, Report]) -> str:
     console.print(table)
     for label, report in reports.items():
         console.print(
-            "\n".join(("", *_verdict(label, report))), highlight=False, markup=False, emoji=False, width=width
+            "\n".join(("", *verdict_lines(label, report))), highlight=False, markup=False, emoji=False, width=width
         )
     return text.getvalue()
 
@@ -132,7 +132,8 @@ def _figures(reports: Mapping[str, Report]) -> dict[str, Figure]:
     return figures
 
 
-def _verdict(label: str, report: Report) -> Iterator[str]:
+def verdict_lines(label: str, report: Report) -> Iterator[str]:
+    """Yield the lines of the verdict: what is the matter, and what to try; ``""`` labels a report on its own."""
     heading = (f"{label}: " if label else "") + ("" if report.loss is None else f"loss {report.loss:.4g}; ")
     if not any(Statistic.GRADIENT_STD in row for row in report.statistics.values()):
         heading += "forward pass only, no gradient was seen; "
