@@ -1,5 +1,6 @@
 """Reports of an analysis as text, JSON and figures, of one network or of several side by side."""
 
+import base64
 import io
 import json
 import math
@@ -8,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -69,6 +71,11 @@ class Report:
     def __str__(self) -> str:
         return render({"": self})
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the printed report, and its figures."""
+        shown = (f'<img alt="{escape(name)}" src="{_as_url(figure)}">' for name, figure in _figures({"": self}).items())
+        return f"<pre>{escape(str(self))}</pre>\n" + "\n".join(shown)
+
     def save(self, folder: str | os.PathLike[str], figures: Format = "png") -> Path:
         """Write ``analysis.json`` and figures, as PNG, SVG or PDF, into a folder; return its path."""
         return save({"": self}, folder, figures)
@@ -117,21 +124,6 @@ def save(reports: Mapping[str, Report], folder: str | os.PathLike[str], figures:
     return folder
 
 
-def _figures(reports: Mapping[str, Report]) -> dict[str, Figure]:
-    figures = plot_snapshots(
-        {label: report.statistics for label, report in reports.items()},
-        {label: report.values for label, report in reports.items()},
-        Statistic,
-    )
-    if checked := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
-        figures["preflight"] = plot_preflight(
-            {label: preflight.q_by_layer for label, preflight in checked.items()},
-            {label: preflight.growth_by_layer for label, preflight in checked.items()},
-            next(iter(checked.values())).layers,
-        )
-    return figures
-
-
 def verdict_lines(label: str, report: Report) -> Iterator[str]:
     """Yield the lines of the verdict: what is the matter, and what to try; ``""`` labels a report on its own."""
     heading = (f"{label}: " if label else "") + ("" if report.loss is None else f"loss {report.loss:.4g}; ")
@@ -147,6 +139,27 @@ def verdict_lines(label: str, report: Report) -> Iterator[str]:
     if advice := dict.fromkeys(advice for finding in report.findings for advice in finding.advice):
         yield "What to try:"
         yield from (f"- {line}" for line in advice)
+
+
+def _figures(reports: Mapping[str, Report]) -> dict[str, Figure]:
+    figures = plot_snapshots(
+        {label: report.statistics for label, report in reports.items()},
+        {label: report.values for label, report in reports.items()},
+        Statistic,
+    )
+    if checked := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
+        figures["preflight"] = plot_preflight(
+            {label: preflight.q_by_layer for label, preflight in checked.items()},
+            {label: preflight.growth_by_layer for label, preflight in checked.items()},
+            next(iter(checked.values())).layers,
+        )
+    return figures
+
+
+def _as_url(figure: Figure) -> str:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
 
 
 def _as_json(report: Report) -> dict[str, Any]:

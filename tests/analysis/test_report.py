@@ -1,10 +1,12 @@
 """Reports as text, JSON and figures."""
 
+import base64
 import json
 import math
 import os
 import struct
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -181,6 +183,31 @@ def test_a_report_of_numbers_that_are_not_finite_is_plotted(tmp_path):
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     analyze(network, (torch.full((8, 4), torch.nan), torch.zeros(8, dtype=torch.int64))).save(tmp_path)
     assert len(list(tmp_path.rglob("*.png"))) == 13
+
+
+def test_a_notebook_shows_the_printed_report_and_its_figures(analyzed, tmp_path):
+    class Parts(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.text, self.images = "", {}
+
+        def handle_data(self, data):
+            self.text += data
+
+        def handle_starttag(self, tag, attrs):
+            if tag == "img":
+                self.images[dict(attrs)["alt"]] = dict(attrs)["src"]
+
+    parts = Parts()
+    parts.feed(replace(analyzed, statistics={"<b>": ROW, **analyzed.statistics})._repr_html_())
+    assert "<b>" in parts.text  # a name, not a tag
+    parts = Parts()
+    parts.feed(analyzed._repr_html_())
+    assert parts.text.strip() == str(analyzed).strip()
+    saved = {str(path.relative_to(tmp_path).with_suffix("")) for path in analyzed.save(tmp_path).rglob("*.png")}
+    assert parts.images.keys() == saved
+    for source in parts.images.values():
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
 
 
 def test_a_failed_write_leaves_the_old_report(analyzed, tmp_path, monkeypatch):

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lcw_lightning import ShiftMonitor
@@ -108,3 +109,36 @@ def test_a_barebones_trainer_samples_nothing(make_project, loader):
     project.on_before_zero_grad = lambda optimizer: seen.append(len(project.head._forward_hooks))
     Trainer(barebones=True, max_epochs=1, accelerator="cpu", callbacks=[ShiftMonitor()]).fit(project, loader)
     assert seen == [0, 0, 0, 0]
+
+
+class Turned(LightningModule):
+    """Calls its layers in an order that depends on the rank."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(6))
+        self.seen = torch.nn.Buffer(torch.zeros(2, len(METRICS)))
+
+    def training_step(self, batch, number):
+        outputs = batch[0]
+        for layer in self.layers if self.global_rank == 0 else reversed(self.layers):
+            outputs = torch.relu(layer(outputs))
+        return outputs.square().sum()
+
+    def on_train_end(self):
+        ours = torch.tensor([self.trainer.callback_metrics[name] for name in METRICS])
+        self.seen.copy_(self.all_gather(ours))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.slow
+def test_ranks_agree_even_where_they_call_layers_in_different_orders(make_trainer, loader, forkserver, tmp_path):
+    module = Turned()
+    strategy = DDPStrategy(start_method=forkserver.get_start_method())
+    trainer = make_trainer(ShiftMonitor(figures=False), strategy=strategy, devices=2, max_epochs=1)
+    trainer.fit(module, loader)
+    assert module.seen.isfinite().all()
+    assert torch.equal(*module.seen)
