@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 if TYPE_CHECKING:
     from argparse import Action
 
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelPruning
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -44,6 +44,7 @@ __all__ = [
     "is_transformed",
     "is_view",
     "listed_subcommands",
+    "log_no_hyperparameters",
     "module_hooks",
     "module_versions",
     "num_trained_batches",
@@ -211,6 +212,11 @@ def is_made_by_cli() -> bool:
     from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
     return _given_hyperparameters.get() is not None
+
+
+def log_no_hyperparameters(holder: "LightningModule | LightningDataModule") -> None:
+    """Let Lightning send none of the hyperparameters that a module or data module has saved to loggers."""
+    holder._log_hyperparams = False
 
 
 def subcommand_parser(cli: "LightningCLI", command: str) -> "LightningArgumentParser":

@@ -1,7 +1,7 @@
 """Calls that differ between Lightning's loggers: many scalars at once, images, histograms, text, charts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,16 @@ from torch import Tensor
 from lcw_lightning.callbacks.charts import Charts
 from lcw_lightning.callbacks.twins import is_a
 
-__all__ = ["Shown", "lay_out_charts", "log_scalars", "log_shown", "say_what_is_not_taken", "takes"]
+__all__ = [
+    "Shown",
+    "lay_out_charts",
+    "log_scalars",
+    "log_settings",
+    "log_shown",
+    "say_what_is_not_taken",
+    "show_settings",
+    "takes",
+]
 
 NUM_BINS = 64  # TensorBoard shows 30, and its own 1,500 take nine tenths of a run's disk space
 
@@ -100,6 +109,26 @@ def lay_out_charts(logger: Logger, charts: Charts) -> None:
             for category, by_title in charts.items()
         }
         writer.add_custom_scalars(layout)
+
+
+def log_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
+    """Log hyperparameters; TensorBoard's, which need the names of metrics, only to ``hparams.yaml``."""
+    if is_a(logger, TensorBoardLogger):
+        logger.hparams.update(settings)
+    else:
+        logger.log_hyperparams(dict(settings))
+
+
+def show_settings(logger: Logger, settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    """Let TensorBoard's HParams tab show hyperparameters beside metrics, which are logged as scalars of these names."""
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+    from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415
+
+    writer = _writer(logger)
+    if isinstance(writer, SummaryWriter) and writer.file_writer is not None:
+        # Lightning's own way would log each metric at step 0, with a value made up.
+        for summary in hparams(dict(settings), {_prefix(logger) + name: 0 for name in metrics}):
+            writer.file_writer.add_summary(summary)
 
 
 def _log_image(logger: Logger, tag: str, image: NDArray[np.uint8], step: int) -> None:

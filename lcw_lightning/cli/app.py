@@ -32,10 +32,11 @@ from lcw_lightning.cli.ending import ends_in_one_message, says_how_to_go_on, wit
 from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.cli.help import DESCRIPTION
 from lcw_lightning.cli.parser import LCWParser, describe_commands
-from lcw_lightning.cli.predictions import PredictionsFile, check_suffix
+from lcw_lightning.cli.predictions import check_suffix
 from lcw_lightning.cli.requeue import attach_requeue
 from lcw_lightning.cli.run_config import KEYWORDS, SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
+from lcw_lightning.cli.trainer_arguments import callbacks_of_run, named_logger
 from lcw_lightning.cli.yaml_keys import refuse_repeated_keys
 from lcw_lightning.compat import option, subcommand_parser
 
@@ -75,6 +76,7 @@ class LCWCLI(LightningCLI):
         for group, callback in GROUPS.items():
             parser.add_class_arguments(callback, group)
         parser.set_defaults({"edge_of_chaos_init.weights": "none"})
+        parser.add_argument("--run_name", type=str | None, help="Folder of the run's logs in lightning_logs.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
         for flag in ("--model", "--data", "--trainer.strategy"):
             # Here jsonargparse would recurse without end, through nested modules or device meshes.
@@ -113,14 +115,13 @@ class LCWCLI(LightningCLI):
             callbacks = [*before, first_step]
             return super().instantiate_trainer(callbacks=callbacks, logger=DummyLogger())
         users = self._get(self.config_init, "trainer").callbacks or []
+        config = self.config[self.subcommand]
         # Our callbacks come first, because weight averaging must copy the constrained module.
-        callbacks = [*ours, *(users if isinstance(users, list) else [users])]
-        if self.subcommand == "predict" and self.config.predict.output:
-            callbacks.append(PredictionsFile(self.config.predict.output))
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        callbacks = [*ours, *callbacks_of_run(config), *(users if isinstance(users, list) else [users])]
+        trainer = super().instantiate_trainer(callbacks=callbacks, **named_logger(config), **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, so the user gave no plugin
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        attach_requeue(trainer, subcommand_parser(self, str(self.subcommand)), self.config[str(self.subcommand)])
+        attach_requeue(trainer, subcommand_parser(self, str(self.subcommand)), config)
         return trainer
 
     def fit(self, **kwargs: Any) -> None:
