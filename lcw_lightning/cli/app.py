@@ -13,7 +13,6 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -24,7 +23,6 @@ from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
 from lcw_lightning.callbacks.loss_watch import LossWatch
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
-from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from lcw_lightning.checkpoints.export import check_exportable
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.analyze_command import check_redraws, prepare_one_step, reports_of
@@ -36,7 +34,7 @@ from lcw_lightning.cli.predictions import check_suffix
 from lcw_lightning.cli.requeue import attach_requeue
 from lcw_lightning.cli.run_config import KEYWORDS, SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
-from lcw_lightning.cli.trainer_arguments import callbacks_of_run, named_logger
+from lcw_lightning.cli.trainer_arguments import callbacks_of_run, named_logger, save_atomically
 from lcw_lightning.cli.yaml_keys import refuse_repeated_keys
 from lcw_lightning.compat import option, subcommand_parser
 
@@ -119,8 +117,7 @@ class LCWCLI(LightningCLI):
         # Our callbacks come first, because weight averaging must copy the constrained module.
         callbacks = [*ours, *callbacks_of_run(config), *(users if isinstance(users, list) else [users])]
         trainer = super().instantiate_trainer(callbacks=callbacks, **named_logger(config), **kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, so the user gave no plugin
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        save_atomically(trainer)
         attach_requeue(trainer, subcommand_parser(self, str(self.subcommand)), config)
         return trainer
 

@@ -1,15 +1,17 @@
-"""What the flags of a run add to the Trainer: callbacks of the command line's own, and a logger with the run's name."""
+"""What a run adds to the Trainer: callbacks of the command line's own, a logger with the run's name, whole checkpoints."""
 
 import os
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 
+from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from lcw_lightning.cli.hyperparameters import HyperparameterLog, hyperparameters
 from lcw_lightning.cli.predictions import PredictionsFile
 
-__all__ = ["callbacks_of_run", "named_logger"]
+__all__ = ["callbacks_of_run", "named_logger", "save_atomically"]
 
 
 def callbacks_of_run(config: Namespace) -> list[Callback]:
@@ -36,3 +38,9 @@ def named_logger(config: Namespace) -> dict[str, TensorBoardLogger]:
             "in the settings of that logger."
         )
     return {"logger": TensorBoardLogger(trainer.default_root_dir or os.getcwd(), "lightning_logs", version=name)}
+
+
+def save_atomically(trainer: Trainer) -> None:
+    """Let the trainer write its checkpoints whole or not at all, unless the user gave it a plugin of their own."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
