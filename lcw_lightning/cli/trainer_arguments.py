@@ -1,4 +1,4 @@
-"""What a run adds to the Trainer: the callbacks of lcw itself, a logger with the run's name, checkpoints that are whole."""
+"""What a run adds to the Trainer: the callbacks of lcw itself, a logger with the run's name, whole checkpoints."""
 
 import os
 

@@ -439,7 +439,7 @@ MISTAKES = {
     "pattern": (["--shift_monitor.include=[netwrk.*]"], 1, "'netwrk.*' matches no weight"),
     "no-batch": (["--trainer.limit_train_batches=0"], 1, "needs one training step, but ImageClassifier had no tra"),
     "file": (["--output={ckpt}"], 1, "a report goes into a folder, but"),
-    "in-features": (["--model.network.in_features=63"], 1, "shapes cannot be multiplied"),
+    "in-features": (["--model.network.in_features=63"], 1, "it takes 63 features, and got 64"),
     "other-checkpoint": (["--ckpt_path", "{ckpt}", "--model.network.width=8"], 1, "has the shape [16, 64], that of"),
 }
 
@@ -486,7 +486,7 @@ def test_help_says_what_it_does(capsys):
         main(["analyze", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert exit_.value.code == 0
-    assert "Run the first training step and report on every layer; nothing is trained and nothing logged." in said
+    assert "Report on every layer before the first step; nothing is trained and nothing" in said
     assert "--output OUTPUT The folder to write into." in said
     assert "Kinds of constraint to compare, each on the same weights and batch; as_built is the model alone" in said
     assert "--ckpt_path CKPT_PATH A checkpoint whose weights are analyzed in place of freshly drawn ones" in said
