@@ -489,4 +489,4 @@ def test_help_says_what_it_does(capsys):
     assert "Report on every layer before the first step; nothing is trained and nothing" in said
     assert "--output OUTPUT The folder to write into." in said
     assert "Kinds of constraint to compare, each on the same weights and batch; as_built is the model alone" in said
-    assert "--ckpt_path CKPT_PATH A checkpoint whose weights are analyzed in place of freshly drawn ones" in said
+    assert "--ckpt_path CKPT_PATH The checkpoint that holds the weights" in said
