@@ -70,7 +70,9 @@ def analyze(
         ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 20 of 20 layers']
     """
     check_model(network)
-    layers = observed_layers(network, include, exclude)
+    layers, facts = observed_layers(network, include, exclude), judged(network, batch)
+    if facts.samples == 0:
+        raise ValueError("analyze() needs a batch of samples, got one of 0 samples.")
     inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     snapshot = Snapshot(layers, device, with_values=True)
@@ -80,7 +82,7 @@ def analyze(
         with undisturbed(network), snapshot.watching():
             value = step()
         plan = plan_weights(network, "seen", include, exclude)
-        report = report_of(network, snapshot, value, plan, judged(network, batch), reached)
+        report = report_of(network, snapshot, value, plan, facts, reached)
         if redraw is None:
             return report
         with restored(network):
@@ -159,6 +161,11 @@ def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:
 
 def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
     if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point():
+        if outputs.dim() > 1 and outputs.shape[1] == 1:
+            raise ValueError(
+                "analyze() takes the cross-entropy of logits unless it is given a loss=, and over one class that is "
+                "always 0; give the loss of a network with one output, such as binary_cross_entropy_with_logits."
+            )
         try:
             return cross_entropy(outputs, targets)
         except (IndexError, RuntimeError, ValueError) as error:

@@ -29,7 +29,10 @@ class _Place(NamedTuple):
 
 
 class LossWatch(Callback):
-    """End the run when the training loss is NaN or infinite, before a checkpoint is written of such weights.
+    """End the run when the training loss is NaN or infinite, before a full checkpoint is written of such weights.
+
+    A checkpoint of weights alone (``save_weights_only``), and one that is saved on an exception, may hold the weights
+    of the step that failed.
 
     Each loss is looked at one batch later, so that no step waits for its device: the run ends after the batch that
     follows. The last loss is looked at before a validation, before a checkpoint that holds more than weights, and at

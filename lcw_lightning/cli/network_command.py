@@ -60,7 +60,8 @@ def _reports(
 ) -> dict[str, Report]:
     torch.manual_seed(seed)
     built = _build(network, network_args)
-    inputs = torch.randn(batch_size, *input_shape)
+    dtype = next((p.dtype for p in built.parameters() if p.is_floating_point()), torch.float32)
+    inputs = torch.randn(batch_size, *input_shape).to(dtype)
     labels = torch.randint(_num_classes(built, network, inputs), (batch_size,))
     reports = {}
     for kind in compare:
@@ -106,8 +107,9 @@ def _num_classes(network: nn.Module, path: str, inputs: Tensor) -> int:
             outputs = copy.deepcopy(network)(inputs)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{path} does not take inputs of shape {tuple(inputs.shape)}: {error} Give the shape of one input with "
-            "--input_shape."
+            f"{path} does not take inputs of shape {tuple(inputs.shape)}, {inputs.dtype}: {str(error).rstrip('.')}. "
+            "Give the shape of one input with --input_shape; for other inputs than such numbers call "
+            "lcw_lightning.analyze(network, batch, loss) in Python."
         ) from error
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(inputs):
         given = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__

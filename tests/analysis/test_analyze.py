@@ -434,3 +434,10 @@ def test_no_layer_is_cut_off_whose_output_is_a_view_that_an_activation_changes_i
     report = analyze(network, (torch.randn(32, 5, 8), torch.randint(3, (32,))))
     assert "does not depend" not in str(report)
     assert all(row["gradient_std"] > 0 for row in report.statistics.values())
+
+
+def test_a_network_with_one_output_needs_a_loss_and_a_batch_needs_samples():
+    with pytest.raises(ValueError, match=r"over one class that is always 0; give the loss"):
+        analyze(mlp(8, 1), (X, torch.zeros(len(X), dtype=torch.long)))
+    with pytest.raises(ValueError, match="got one of 0 samples"):
+        analyze(mlp(8, 3), (X[:0], Y[:0]))
