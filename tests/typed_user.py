@@ -26,6 +26,7 @@ from lcw_lightning import (
     LossWatch,
     MinibatchInitCallback,
     PreActResNet18,
+    RecurrentClassifier,
     ShiftedReLU,
     ShiftMonitor,
     SoftThreshold,
@@ -61,6 +62,7 @@ IMAGE_NETWORKS: list[nn.Module] = [
     ),
     PreActResNet18(num_classes=100, in_channels=1, width=2, activation=nn.Tanh, norm="none"),
     DeepCNN(in_channels=1, num_classes=100, depth=4, channels=8, activation=nn.Tanh),
+    RecurrentClassifier(in_features=28, num_classes=10, cell="gru", layers=2, width=8),
 ]
 
 SPARSE_ACTIVATIONS: list[nn.Module] = [
@@ -74,7 +76,7 @@ IMAGE_DATA = [
     MNIST("data", batch_size=64, val_size=5000),
     FashionMNIST("data", augment=True, split_seed=1),
     CIFAR10("data", augment=False, download=False),
-    CIFAR100("data", workers=2),
+    CIFAR100("data", workers=2, sequence="rows", permuted=True),
     ImageFolder("pictures", image_size=64, augment=True, val_fraction=0.2),
 ]
 SHAPES: list[tuple[int, int, int]] = [data.image_shape for data in IMAGE_DATA]
