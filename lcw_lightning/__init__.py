@@ -23,6 +23,7 @@ _MODULES = {
     "LossWatch": "callbacks.loss_watch",
     "MinibatchInitCallback": "callbacks.minibatch_init",
     "PreActResNet18": "models.preact_resnet",
+    "RecurrentClassifier": "models.recurrent",
     "ShiftMonitor": "callbacks.shift_monitor",
     "ShiftedReLU": "activations",
     "SoftThreshold": "activations",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from lcw_lightning.models.deep_cnn import DeepCNN as DeepCNN
     from lcw_lightning.models.mlp import MLP as MLP
     from lcw_lightning.models.preact_resnet import PreActResNet18 as PreActResNet18
+    from lcw_lightning.models.recurrent import RecurrentClassifier as RecurrentClassifier
     from lcw_lightning.models.vgg import VGG19 as VGG19
     from lcw_lightning.weights.freshness import mark_fresh as mark_fresh
     from lcw_lightning.weights.layer_types import register_layer_type as register_layer_type

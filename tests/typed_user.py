@@ -25,6 +25,7 @@ from lcw_lightning import (
     LossWatch,
     MinibatchInitCallback,
     PreActResNet18,
+    RecurrentClassifier,
     ShiftedReLU,
     ShiftMonitor,
     SoftThreshold,
@@ -60,6 +61,7 @@ IMAGE_NETWORKS: list[nn.Module] = [
     ),
     PreActResNet18(num_classes=100, in_channels=1, width=2, activation=nn.Tanh, norm="none"),
     DeepCNN(in_channels=1, num_classes=100, depth=4, channels=8, activation=nn.Tanh),
+    RecurrentClassifier(in_features=28, num_classes=10, cell="gru", layers=2, width=8),
 ]
 
 SPARSE_ACTIVATIONS: list[nn.Module] = [
@@ -73,7 +75,7 @@ IMAGE_DATA = [
     MNIST("data", batch_size=64, val_size=5000),
     FashionMNIST("data", augment=True, split_seed=1),
     CIFAR10("data", augment=False, download=False),
-    CIFAR100("data", workers=2),
+    CIFAR100("data", workers=2, sequence="rows", permuted=True),
 ]
 SHAPES: list[tuple[int, int, int]] = [data.image_shape for data in IMAGE_DATA]
 

@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from typing_extensions import Self
 
+from lcw_lightning.data.sequences import Reader
+
 __all__ = ["ImageTransform", "channel_mean_and_std", "crop_and_flip"]
 
 PADDING = 4  # the paper's
@@ -59,16 +61,20 @@ def channel_mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ImageTransform:
-    """Normalize uint8 images to float32 per channel, after random crops (padding 4) and flips (probability 1/2)."""
+    """Normalize uint8 images to float32 per channel, after random crops (padding 4) and flips (probability 1/2).
 
-    def __init__(self, mean: Tensor, std: Tensor, augment: bool) -> None:
+    They are read as sequences at the end, if there is a reader for it.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, augment: bool, read: Reader | None = None) -> None:
         self.mean = mean
         self.std = std
         self.augment = augment
+        self.read = read or Reader()
 
     def to(self, device: torch.device) -> Self:
         """Return a copy that works on the device."""
-        return type(self)(self.mean.to(device), self.std.to(device), self.augment)
+        return type(self)(self.mean.to(device), self.std.to(device), self.augment, self.read)
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
         """Return ``(samples, 3)``: the first row of each crop, its first column, and whether it is flipped."""
@@ -76,8 +82,8 @@ class ImageTransform:
         return torch.cat((offsets, torch.randint(2, (samples, 1), generator=generator)), dim=1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Return the normalized images, each first cropped and flipped by its row of draws if ``augment`` is set."""
+        """Return normalized images or sequences, cropped and flipped first by rows of draws if ``augment`` is set."""
         if self.augment:
             tops, lefts, flips = draws.unbind(1)
             images = crop_and_flip(images, tops, lefts, flips, PADDING)
-        return (images - self.mean) / self.std
+        return self.read((images - self.mean) / self.std)

@@ -5,6 +5,7 @@ from torch.utils.data import TensorDataset
 from typing_extensions import override
 
 from lcw_lightning.data.in_memory import InMemoryData
+from lcw_lightning.data.sequences import Reader, SequenceOf
 
 __all__ = ["Digits"]
 
@@ -22,14 +23,23 @@ class Digits(InMemoryData):
     Args:
         batch_size: Images in a batch.
         split_seed: Seed of the random division into training and test images.
+        sequence: None for images; ``rows`` or ``pixels`` for sequences ``(batch, 8, 8)`` or
+            ``(batch, 64, 1)``, which :class:`lcw_lightning.RecurrentClassifier` reads.
+        permuted: Whether sequences are read after one fixed permutation of the pixels.
+
+    Raises:
+        ValueError: Unknown name of a sequence, or a permutation without one.
     """
 
     num_classes = 10
     image_shape = (1, 8, 8)
 
-    def __init__(self, batch_size: int = 128, split_seed: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 128, split_seed: int = 0, sequence: SequenceOf | None = None, permuted: bool = False
+    ) -> None:
         super().__init__(batch_size)
         self.split_seed = split_seed
+        self.read = Reader(sequence, permuted)
 
     @override
     def setup(self, stage: str) -> None:
@@ -42,5 +52,6 @@ class Digits(InMemoryData):
         train, test = order[:1437], order[1437:]
         mean = images[train].mean(dim=0)
         std = (images[train] - mean).std(correction=0)
-        self.train_dataset = TensorDataset((images[train] - mean) / std, labels[train])
-        self.val_dataset = self.test_dataset = TensorDataset((images[test] - mean) / std, labels[test])
+        inputs = self.read((images - mean) / std)
+        self.train_dataset = TensorDataset(inputs[train], labels[train])
+        self.val_dataset = self.test_dataset = TensorDataset(inputs[test], labels[test])

@@ -9,6 +9,7 @@ from typing_extensions import override
 from lcw_lightning.data.augmentation import ImageTransform, channel_mean_and_std
 from lcw_lightning.data.downloads import prepare, read
 from lcw_lightning.data.in_memory import InMemoryData
+from lcw_lightning.data.sequences import Reader, SequenceOf
 
 __all__ = ["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "VisionData"]
 
@@ -36,11 +37,15 @@ class VisionData(InMemoryData):
         download: Download files that are not in the folder.
         workers: Number of processes of a torch DataLoader that prepare the same batches from images on the host, for
             devices with little memory. 0 keeps them on the device.
+        sequence: None for images; ``rows`` or ``pixels`` for sequences ``(batch, height, width * channels)`` or
+            ``(batch, height * width, channels)``, which :class:`lcw_lightning.RecurrentClassifier` reads.
+        permuted: Whether sequences are read after one fixed permutation of the pixels.
 
     Raises:
         RuntimeError: In ``prepare_data`` and ``setup``, if the folder does not contain the complete data set and it
             could not be downloaded.
-        ValueError: In ``setup``, if ``val_size`` is negative or leaves no image for training.
+        ValueError: Unknown name of a sequence, or a permutation without one; in ``setup``, if ``val_size`` is negative
+            or leaves no image for training.
     """
 
     name: str  # the name of torchvision's class
@@ -57,6 +62,8 @@ class VisionData(InMemoryData):
         split_seed: int = 0,
         download: bool = True,
         workers: int = 0,
+        sequence: SequenceOf | None = None,
+        permuted: bool = False,
     ) -> None:
         super().__init__(batch_size, workers)
         self.data_dir = Path(data_dir).expanduser()
@@ -64,6 +71,7 @@ class VisionData(InMemoryData):
         self.augment = self.augmented_in_paper if augment is None else augment
         self.split_seed = split_seed
         self.download = download
+        self.read = Reader(sequence, permuted)
 
     @override
     def prepare_data(self) -> None:
@@ -83,8 +91,8 @@ class VisionData(InMemoryData):
         self.val_dataset = TensorDataset(images[held_out], labels[held_out]) if self.val_size else test_dataset
         self.train_dataset = TensorDataset(images[kept], labels[kept])
         mean, std = channel_mean_and_std(images[kept])
-        self.train_transform = ImageTransform(mean, std, self.augment)
-        self.test_transform = ImageTransform(mean, std, augment=False)
+        self.train_transform = ImageTransform(mean, std, self.augment, self.read)
+        self.test_transform = ImageTransform(mean, std, False, self.read)
 
 
 class MNIST(VisionData):

@@ -15,6 +15,7 @@ from lcw_lightning.initialization.limits import UnscalableError
 from lcw_lightning.initialization.recurrent_inputs import Recurrent, RecurrentCall, suffixes
 from lcw_lightning.initialization.recurrent_rescaling import WEIGHTS, Scaled, Target, rescale_direction_
 from lcw_lightning.initialization.rescaling import forget_used_weights, rescale_layer_, zeroed
+from lcw_lightning.models.recurrent import SigmoidRNN
 from lcw_lightning.observation.observed_layers import observed_layers
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import WeightRef
@@ -22,7 +23,7 @@ from lcw_lightning.weights.weight_ref import WeightRef
 __all__ = ["InnerRescaling", "inner_layers"]
 
 _FORWARDS = (
-    *(nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward),
+    *(nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward, SigmoidRNN.forward),
     *(nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward, nn.MultiheadAttention.forward),
 )
 _OUTPUT = "out_proj.weight"

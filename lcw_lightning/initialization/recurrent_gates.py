@@ -13,6 +13,7 @@ GATES = {
     "GRU": ("reset", "update", "candidate"),
     "RNN_TANH": ("hidden",),
     "RNN_RELU": ("hidden",),
+    "RNN_SIGMOID": ("hidden",),
 }
 """Names of the gates of each mode, in the order of their rows in a weight."""
 
@@ -109,4 +110,5 @@ _CELLS: dict[str, Callable[[Tensor, Tensor, CellWeights, State], tuple[Tensor, S
     "GRU": _gru,
     "RNN_TANH": _rnn(torch.tanh),
     "RNN_RELU": _rnn(torch.relu),
+    "RNN_SIGMOID": _rnn(torch.sigmoid),
 }
