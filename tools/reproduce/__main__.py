@@ -1,6 +1,7 @@
 """Run experiments, each run one JSON file, and make tables and pictures from those files alone.
 
     python -m tools.reproduce digits                        run what results/digits does not hold yet
+    python -m tools.reproduce rnn                           the recurrent network of configs/rnn_digits.yaml
     python -m tools.reproduce fig5 --data cifar10           the paper's Fig. 5: all methods, 100 epochs
     python -m tools.reproduce table1 --device cuda:0 cuda:1 --shard 1/4 --data-dir FOLDER
     python -m tools.reproduce fig5 --report                 print tables, put them into the pages, draw curves
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tools.records import RESULTS
-from tools.reproduce import convert, digits
+from tools.reproduce import convert, digits, rnn
 from tools.reproduce.paper import figures, train
 from tools.reproduce.paper.grids import GRIDS
 from tools.reproduce.sparse import preflight, stages
@@ -54,6 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         return command
 
     add_report(add("digits", digits, "digits"))
+    add_report(add("rnn", rnn, "rnn"))
     add_report(add("preflight", preflight, "sparse"))
     command = add("convert", convert, "convert")
     convert.add_options(command)

@@ -39,24 +39,30 @@ def name(method: str, seed: int) -> str:
 
 def train(method: str, seed: int, folder: Path, device: str) -> dict:
     """Train, from the start; return the run's record."""
+    record, values = train_config(CONFIG, method, seed, folder, device)
+    return record | {"at_start": {statistic: layers_at_start(values, statistic) for statistic in AT_START}}
+
+
+def train_config(config: str, method: str, seed: int, folder: Path, device: str) -> tuple[dict, dict[str, list[float]]]:
+    """Train a config by a method, from the start; return the run's record, and all that was logged, by its tag."""
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     flags = [*METHODS[method], f"--seed_everything={seed}"]
     here = [f"--trainer.default_root_dir={folder}", f"--trainer.accelerator={device}"]
-    lcw(["fit", "--config", CONFIG, *flags, *here])
+    lcw(["fit", "--config", config, *flags, *here])
     events = EventAccumulator(str(folder / "lightning_logs" / "version_0"), size_guidance={"scalars": 0})
     events.Reload()
     scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     values = {tag: [event.value for event in history] for tag, history in scalars.items()}
     first = min(event.wall_time for history in scalars.values() for event in history)
-    return {
-        "config": CONFIG,
+    record = {
+        "config": config,
         **{"method": method, "flags": flags, "seed": seed, "device": device},
         **environment(),
         "train_seconds": scalars["train/loss"][-1].wall_time - first,  # from the first logged step to the last epoch
         "test_accuracy": values["test/accuracy"][-1],
         "epochs": {tag: history for tag, history in values.items() if tag.startswith(("train/", "val/"))},
-        "at_start": {statistic: layers_at_start(values, statistic) for statistic in AT_START},
     }
+    return record, values
 
 
 def layers_at_start(values: dict[str, list[float]], statistic: str) -> list[float]:
