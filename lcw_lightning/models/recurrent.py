@@ -19,7 +19,7 @@ class SigmoidRNN(nn.RNNBase):
     .. math:: h_t = \mathrm{sigmoid}(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}).
 
     Parameters have the names, the shapes and the default initialization of :class:`torch.nn.RNN` with
-    ``batch_first=True``, and so have inputs and results. There is one direction, and no dropout; sequences of a batch
+    ``batch_first=True``, and so have batches and results. There is one direction, and no dropout; sequences of a batch
     have one length.
 
     Args:

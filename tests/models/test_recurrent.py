@@ -8,6 +8,7 @@ from torch.nn import functional
 from lcw_lightning import RecurrentClassifier, analyze, constrain, convert_, fold, minibatch_init_
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.models.recurrent import SigmoidRNN
+from lcw_lightning.theory.variance_maps import phi_bw, phi_fw
 from lcw_lightning.weights.weight_ref import named_weights
 
 CELLS = ("sigmoid", "tanh", "relu", "lstm", "gru")
@@ -150,3 +151,22 @@ def test_analyze_sees_the_states(sequences):
 def test_settings_that_make_no_network_are_refused(setting):
     with pytest.raises(ValueError, match=r"RecurrentClassifier (supports the cells|needs a)"):
         RecurrentClassifier(3, 10, **setting)
+
+
+@pytest.mark.parametrize("kind", ["none", "lcw"])
+def test_gradients_pass_a_step_as_the_theory_says(kind):
+    """Of a sigmoid at q = 1, whose recurrent part has the share 0.9."""
+    network = RecurrentClassifier(8, 10, width=400)
+    constrain(network, kind)
+    sequences = torch.randn(64, 20, 8)
+    minibatch_init_(network, sequences, recurrent_share=0.9)
+    layer, state, states = network.recurrent, torch.zeros(1, 64, 400), []
+    for step in sequences.split(1, dim=1):
+        state = layer(step, state)[1]
+        state.retain_grad()
+        states.append(state)
+    functional.cross_entropy(network.output(state[0]), torch.arange(64) % 10).backward()
+    one_step = (states[-9].grad.norm() / states[-1].grad.norm()).item() ** (2 / 8)
+    amplified = phi_bw(torch.sigmoid, 1.0)
+    recurrent_part = phi_fw(torch.sigmoid, 1.0) + (0.25 if kind == "none" else 0)  # mean square or variance, at q = 1
+    assert one_step == pytest.approx(0.9 * amplified / recurrent_part, rel=0.1)
