@@ -17,6 +17,7 @@ from tools.reproduce.paper.grids import GRIDS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DIGITS = next(path for path in CONFIGS if path.stem == "digits_mlp50")
+RNN = next(path for path in CONFIGS if path.stem == "rnn_digits")
 MLP50 = next(path for path in CONFIGS if path.stem == "mlp50_cifar10")
 LAYERS = [f"network.hidden.{index}.linear" for index in range(50)] + ["network.output"]
 
@@ -139,6 +140,15 @@ def scalars(once):
         return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
     return logged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "lowest", "highest"), [("lcw", 0.93, 1), ("none", 0, 0.8)], ids=["lcw", "plain"])
+def test_a_recurrent_network_learns_from_its_first_pixels_with_the_constraint_alone(kind, lowest, highest, tmp_path):
+    fit(RNN, tmp_path, f"--constraint.kind={kind}", "--shift_monitor.figures=false")
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"))
+    events.Reload()
+    assert lowest < events.Scalars("test/accuracy")[0].value < highest
 
 
 def at_start(logged, statistic):
