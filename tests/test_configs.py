@@ -144,7 +144,7 @@ def scalars(once):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "lowest", "highest"), [("lcw", 0.93, 1), ("none", 0, 0.8)], ids=["lcw", "plain"])
-def test_a_recurrent_network_learns_from_its_first_pixels_with_the_constraint_alone(kind, lowest, highest, tmp_path):
+def test_a_recurrent_network_learns_in_time_with_the_constraint_alone(kind, lowest, highest, tmp_path):
     fit(RNN, tmp_path, f"--constraint.kind={kind}", "--shift_monitor.figures=false")
     events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"))
     events.Reload()
