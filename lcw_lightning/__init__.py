@@ -20,6 +20,7 @@ _MODULES = {
     "FashionMNIST": "data.vision",
     "GeometricDecay": "classifier",
     "ImageClassifier": "classifier",
+    "ImageFolder": "data.image_folder",
     "LossWatch": "callbacks.loss_watch",
     "MinibatchInitCallback": "callbacks.minibatch_init",
     "PreActResNet18": "models.preact_resnet",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from lcw_lightning.constraints.plan import plan_constraints as plan_constraints
     from lcw_lightning.constraints.zero_sum import linearly_constrained as linearly_constrained
     from lcw_lightning.data.digits import Digits as Digits
+    from lcw_lightning.data.image_folder import ImageFolder as ImageFolder
     from lcw_lightning.data.vision import CIFAR10 as CIFAR10
     from lcw_lightning.data.vision import CIFAR100 as CIFAR100
     from lcw_lightning.data.vision import MNIST as MNIST

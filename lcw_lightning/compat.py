@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 if TYPE_CHECKING:
     from argparse import Action
 
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelPruning
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -30,6 +30,7 @@ __all__ = [
     "TorchWeightNorm",
     "clear_cached_weights",
     "end_fit",
+    "find_requeued_by",
     "flat_weight_names",
     "global_module_hooks",
     "help_groups",
@@ -43,11 +44,13 @@ __all__ = [
     "is_transformed",
     "is_view",
     "listed_subcommands",
+    "log_no_hyperparameters",
     "module_hooks",
     "module_versions",
     "num_trained_batches",
     "option",
     "pruned_parameters",
+    "requeue_method",
     "saves_by_hooks",
     "starts_processes",
     "subcommand_parser",
@@ -174,11 +177,46 @@ def end_fit() -> NoReturn:
     raise _TunerExitException
 
 
+def requeue_method(trainer: "Trainer") -> tuple[object, str]:
+    """Return the object, and its method's name, that saves a checkpoint and requeues the job at SLURM's signal."""
+    return trainer._signal_connector, "_slurm_sigusr_handler_fn"
+
+
+def find_requeued_by(trainer: "Trainer", find: Callable[[], str | None]) -> None:
+    """Let ``find`` say from which checkpoint of a requeue ``fit`` goes on by itself; evaluation takes none by itself.
+
+    Without this Lightning takes the newest ``hpc_ckpt_*`` of the root folder for either, whichever run wrote it.
+    """
+    from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+    from lightning.pytorch.trainer.states import TrainerFn
+
+    class Connector(_CheckpointConnector):
+        found: str | None = None
+
+        @property
+        def _hpc_resume_path(self) -> str | None:
+            return self.found
+
+        def _parse_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, *args: Any, **kwargs: Any) -> Any:
+            if ckpt_path == "hpc":  # asked for by name
+                self.found = super()._hpc_resume_path
+            else:
+                self.found = find() if state_fn == TrainerFn.FITTING else None
+            return super()._parse_ckpt_path(state_fn, "hpc" if self.found else ckpt_path, *args, **kwargs)
+
+    trainer._checkpoint_connector = Connector(trainer)
+
+
 def is_made_by_cli() -> bool:
     """Return whether LightningCLI is making a module, whose arguments then are plain values."""
     from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
     return _given_hyperparameters.get() is not None
+
+
+def log_no_hyperparameters(holder: "LightningModule | LightningDataModule") -> None:
+    """Let Lightning send none of the hyperparameters that a module or data module has saved to loggers."""
+    holder._log_hyperparams = False
 
 
 def subcommand_parser(cli: "LightningCLI", command: str) -> "LightningArgumentParser":

@@ -1,4 +1,5 @@
 import fcntl
+import logging
 import multiprocessing
 import os
 import shutil
@@ -35,6 +36,13 @@ def pytest_collection_modifyitems(items):
 def denormal_numbers():
     """Let every test begin with denormal numbers, which ``lcw`` turns off in its process."""
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def _lightning_speaks():
+    """``lcw analyze`` silences Lightning's greeting in its process, and with it what later tests look for."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,8 @@
 """What this package expects of each private interface of torch, Lightning and jsonargparse."""
 
+import os
+import signal
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -285,3 +288,49 @@ def test_symbolic_tracing_by_fx_is_seen():
     torch.fx.symbolic_trace(Noting())
     assert seen == [True]
     assert not compat.is_traced_by_fx()
+
+
+def trainer_on_slurm(folder, monkeypatch):
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        limit_train_batches=1,
+        limit_val_batches=0,
+        **QUIET,
+    )
+
+
+def test_the_method_that_requeues_is_called_at_slurms_signal(tmp_path, monkeypatch):
+    trainer, signals = trainer_on_slurm(tmp_path, monkeypatch), []
+    instance, name = compat.requeue_method(trainer)
+    assert callable(getattr(instance, name))
+    vars(instance)[name] = lambda signum, frame: signals.append(signum)
+
+    class Signalled(BoringModel):
+        def on_train_start(self):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    trainer.fit(Signalled())
+    assert signals == [signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("found", [None, "own.ckpt"])
+def test_fit_alone_goes_on_from_the_checkpoint_that_is_found(found, tmp_path, monkeypatch):
+    trainer = trainer_on_slurm(tmp_path, monkeypatch)
+    trainer.fit(BoringModel())
+    for name in ("hpc_ckpt_1.ckpt", "own.ckpt"):
+        trainer.save_checkpoint(tmp_path / name)
+    path = found and str(tmp_path / found)
+    for replaced in (False, True):
+        if replaced:
+            compat.find_requeued_by(trainer, lambda: path)
+        trainer.fit(BoringModel())
+        assert trainer.ckpt_path == (path if replaced else str(tmp_path / "hpc_ckpt_1.ckpt"))
+        trainer.test(BoringModel(), verbose=False)
+        assert trainer.ckpt_path == (None if replaced else str(tmp_path / "hpc_ckpt_1.ckpt"))
+        trainer.test(BoringModel(), ckpt_path="hpc", verbose=False)
+        assert trainer.ckpt_path == str(tmp_path / "hpc_ckpt_1.ckpt")

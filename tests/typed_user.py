@@ -22,6 +22,7 @@ from lcw_lightning import (
     FashionMNIST,
     GeometricDecay,
     ImageClassifier,
+    ImageFolder,
     LossWatch,
     MinibatchInitCallback,
     PreActResNet18,
@@ -76,6 +77,7 @@ IMAGE_DATA = [
     FashionMNIST("data", augment=True, split_seed=1),
     CIFAR10("data", augment=False, download=False),
     CIFAR100("data", workers=2, sequence="rows", permuted=True),
+    ImageFolder("pictures", image_size=64, augment=True, val_fraction=0.2),
 ]
 SHAPES: list[tuple[int, int, int]] = [data.image_shape for data in IMAGE_DATA]
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lcw_lightning.analysis.findings import Condition, Statistics
 from lcw_lightning.constraints.kinds import is_zero_sum
@@ -12,7 +13,7 @@ from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.weights.plan import EXCLUDED, Plan
 
-__all__ = ["condition_of"]
+__all__ = ["condition_of", "zero_gains"]
 
 ZERO_SUM = 1e-3  # the sum of a unit's weights, divided by their norm, counts as zero below this
 
@@ -35,7 +36,7 @@ def condition_of(
             if not any(parameter.requires_grad for ref in layer.weights.values() for parameter in ref.parameters)
         ],
         zero=[name for name, facts in snapshot.facts.items() if not facts.norms.any()],
-        zero_gains=list(_zero_gains(network)),
+        zero_gains=list(zero_gains(network)),
         normalized=any("Norm" in kind.__name__ for module in network.modules() for kind in type(module).__mro__),
         sparse=any(hasattr(module, "thresholded") for module in network.modules()),
         zero_sum=[
@@ -43,21 +44,19 @@ def condition_of(
             for name, row in statistics.items()
             if row.get(Statistic.CONSTRAINT_RESIDUAL, 1.0) < ZERO_SUM or _sums_to_zero(snapshot.layers[name])
         ],
-        input_values={name: sums.number for (name, of), sums in snapshot.sums.items() if of == "input"},
-        gradient_values={
-            name: sums.number * len(sums.total)
-            for (name, of), sums in snapshot.sums.items()
-            if of == "preactivation_gradient"
-        },
+        input_values=snapshot.values_per_channel("input"),
+        gradient_values=snapshot.num_values("preactivation_gradient"),
         **_coverage(plan),
     )
 
 
-def _zero_gains(network: nn.Module) -> Iterator[str]:
+def zero_gains(network: nn.Module) -> Iterator[str]:
     """Yield the parameters with one number a channel, or one in all, that are all zero and no biases."""
     for name, parameter in network.named_parameters():
-        is_gain = parameter.numel() == (parameter.shape[0] if parameter.dim() else 1) and "bias" not in name
-        if is_gain and not parameter.is_meta and parameter.numel() and not parameter.any():
+        if is_lazy(parameter) or parameter.is_meta or "bias" in name or not parameter.numel():
+            continue
+        is_gain = parameter.numel() == (parameter.shape[0] if parameter.dim() else 1)
+        if is_gain and not parameter.any():
             yield name
 
 

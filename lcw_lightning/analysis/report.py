@@ -1,5 +1,6 @@
 """Reports of an analysis as text, JSON and figures, of one network or of several side by side."""
 
+import base64
 import io
 import json
 import math
@@ -8,9 +9,12 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
@@ -24,8 +28,12 @@ from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.plotting.preflight import plot_preflight
 from lcw_lightning.plotting.snapshots import plot_snapshots
 
-__all__ = ["Report", "render", "save"]
+__all__ = ["Format", "Report", "render", "save", "verdict_lines"]
 
+Format = Literal["png", "svg", "pdf"]
+"""Of figures; PNG has the resolution of print."""
+
+DPI = 300
 WIDTH = 160  # of text that does not go to a terminal
 
 
@@ -63,9 +71,14 @@ class Report:
     def __str__(self) -> str:
         return render({"": self})
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``analysis.json`` and figures into a folder; return its path."""
-        return save({"": self}, folder)
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the printed report, and its figures."""
+        shown = (f'<img alt="{escape(name)}" src="{_as_url(figure)}">' for name, figure in _figures({"": self}).items())
+        return f"<pre>{escape(str(self))}</pre>\n" + "\n".join(shown)
+
+    def save(self, folder: str | os.PathLike[str], figures: Format = "png") -> Path:
+        """Write ``analysis.json`` and figures, as PNG, SVG or PDF, into a folder; return its path."""
+        return save({"": self}, folder, figures)
 
 
 def render(reports: Mapping[str, Report]) -> str:
@@ -84,40 +97,35 @@ def render(reports: Mapping[str, Report]) -> str:
     console.print(table)
     for label, report in reports.items():
         console.print(
-            "\n".join(("", *_verdict(label, report))), highlight=False, markup=False, emoji=False, width=width
+            "\n".join(("", *verdict_lines(label, report))), highlight=False, markup=False, emoji=False, width=width
         )
     return text.getvalue()
 
 
-def save(reports: Mapping[str, Report], folder: str | os.PathLike[str]) -> Path:
+def save(reports: Mapping[str, Report], folder: str | os.PathLike[str], figures: Format = "png") -> Path:
     """Write ``analysis.json`` and the figures of all reports, by label, into a folder.
 
     Raises:
         NotADirectoryError: ``folder`` is a file.
+        ValueError: ``figures`` is neither png nor svg nor pdf.
     """
+    if figures not in get_args(Format):
+        raise ValueError(f"figures are saved as {', '.join(get_args(Format))}, not as {figures!r}; name one of these.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"a report goes into a folder, but {str(folder)!r} is a file; name another folder.")
-    figures = plot_snapshots(
-        {label: report.statistics for label, report in reports.items()},
-        {label: report.values for label, report in reports.items()},
-        Statistic,
-    )
-    if checked := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
-        figures["preflight"] = plot_preflight(
-            {label: preflight.q_by_layer for label, preflight in checked.items()},
-            {label: preflight.growth_by_layer for label, preflight in checked.items()},
-        )
-    for name, figure in figures.items():
-        with written_atomically(folder / f"{name}.png") as path:
-            figure.savefig(path)
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):  # text stays text, as publishers ask
+        for name, figure in _figures(reports).items():
+            with written_atomically(folder / f"{name}.{figures}") as path:
+                figure.savefig(path, format=figures, dpi=DPI)
     content = {label: _as_json(report) for label, report in reports.items()}
     with written_atomically(folder / "analysis.json") as path:
         path.write_text(json.dumps(content[""] if list(content) == [""] else content, indent=1, allow_nan=False))
     return folder
 
 
-def _verdict(label: str, report: Report) -> Iterator[str]:
+def verdict_lines(label: str, report: Report) -> Iterator[str]:
+    """Yield the lines of the verdict: what is the matter, and what to try; ``""`` labels a report on its own."""
     heading = (f"{label}: " if label else "") + ("" if report.loss is None else f"loss {report.loss:.4g}; ")
     if not any(Statistic.GRADIENT_STD in row for row in report.statistics.values()):
         heading += "forward pass only, no gradient was seen; "
@@ -131,6 +139,27 @@ def _verdict(label: str, report: Report) -> Iterator[str]:
     if advice := dict.fromkeys(advice for finding in report.findings for advice in finding.advice):
         yield "What to try:"
         yield from (f"- {line}" for line in advice)
+
+
+def _figures(reports: Mapping[str, Report]) -> dict[str, Figure]:
+    figures = plot_snapshots(
+        {label: report.statistics for label, report in reports.items()},
+        {label: report.values for label, report in reports.items()},
+        Statistic,
+    )
+    if checked := {label: report.preflight for label, report in reports.items() if report.preflight is not None}:
+        figures["preflight"] = plot_preflight(
+            {label: preflight.q_by_layer for label, preflight in checked.items()},
+            {label: preflight.growth_by_layer for label, preflight in checked.items()},
+            next(iter(checked.values())).layers,
+        )
+    return figures
+
+
+def _as_url(figure: Figure) -> str:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
 
 
 def _as_json(report: Report) -> dict[str, Any]:

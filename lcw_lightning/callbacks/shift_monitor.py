@@ -11,22 +11,18 @@ from lcw_lightning.analysis.failures import not_finite
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
-from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
+from lcw_lightning.callbacks.sample_log import SampleLog
 from lcw_lightning.callbacks.step_number import step_number
 from lcw_lightning.observation.compiled import is_compiled
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
-from lcw_lightning.observation.statistics import Statistic
-from lcw_lightning.plotting import rgb_array
-from lcw_lightning.plotting.snapshots import plot_snapshots
+from lcw_lightning.observation.summary import summary
 from lcw_lightning.weights.settings import check_patterns
 from lcw_lightning.weights.weight_ref import named_weights
 
 __all__ = [
     "ShiftMonitor",
 ]
-
-PLOTTED_SAMPLES = (0, *(4**power for power in range(1, 20)))  # and the last sample
 
 
 class ShiftMonitor(Callback):
@@ -40,11 +36,18 @@ class ShiftMonitor(Callback):
     logger. A compiled network runs the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the
     sampled batch, independent of loss scaling, gradient accumulation and the number of ranks.
 
-    In TensorBoard, "Custom scalars" shows one chart per statistic, with all layers in it. Loggers that take images
-    (TensorBoard, MLflow, W&B) also get figures: ``depth/statistic`` plots a statistic of all layers, ``boxes/by_layer``
-    shows box plots of z and dL/dz (paper, Fig. 4), and ``units/layer`` box plots of 20 units of the inputs of three
-    layers (Figs. 2 and 3). Plotting takes longer than a training step, so only samples 0, 4, 16, 64 and so on, and the
-    last one, are plotted.
+    Four numbers come first, as metrics of the run that EarlyStopping and ModelCheckpoint can watch, with a logger or
+    without: ``shift/shift_ratio_median``, ``shift/shift_ratio_max``, ``shift/gradient_decades`` (below 0 gradients
+    vanish on their way back to the first layers, above 0 they explode) and ``shift/dead_units_max``, as defined at
+    :func:`~lcw_lightning.observation.summary.summary`. All ranks have the same. A resumed run has those of its
+    checkpoint until its next sample.
+
+    In TensorBoard, "Custom scalars" shows two charts per statistic: the median, the lowest and the highest layer, and
+    all layers. Loggers that take images (TensorBoard, MLflow, W&B) also get figures: ``depth/statistic`` plots a
+    statistic of all layers, ``boxes/by_layer`` shows box plots of z and dL/dz (paper, Fig. 4), and ``units/layer`` box
+    plots of 20 units of the inputs of three layers (Figs. 2 and 3). The same loggers get the ``verdict``, the text that
+    ``lcw analyze`` prints. Plotting takes longer than a training step, so only samples 0, 4, 16, 64 and so on, and the
+    last one, are plotted and judged. One message says what a logger does not take.
 
     Validation and test log ``val/sparsity`` and ``test/sparsity``, the fraction of exact zeros over the whole data set,
     as defined at :class:`~lcw_lightning.callbacks.evaluation_sparsity.EvaluationSparsity`. They are not counted in a
@@ -53,7 +56,7 @@ class ShiftMonitor(Callback):
     Args:
         every_n_steps: Sample every n-th optimizer step, from step 0 on; 0 samples none.
         figures: Plot figures.
-        histograms: Log histograms of z and dL/dz of every layer to TensorBoard, at every sample.
+        histograms: Log histograms of z and dL/dz of every layer to TensorBoard and W&B, at every sample.
         include: Glob patterns on weight names ``layer.weight``, such as ``network.*``.
         exclude: Glob patterns of weights to leave out.
         sparsity: Log ``val/sparsity`` and ``test/sparsity``. By default they are logged if steps are sampled.
@@ -89,27 +92,45 @@ class ShiftMonitor(Callback):
         self._sampling = ExitStack()
         self._sample: Snapshot | None = None
         self._sampled_step: int | None = None
-        self._plots = False
-        self._has_charts = False
+        self._samples = SampleLog(every_n_steps, figures, histograms)
+        self._first: dict[str, float] = {}  # what a person reads first, at the last sample
+        self._is_begun = False  # whether a batch of this run has ended
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(include=self.include, exclude=self.exclude)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._first)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first = dict(state_dict)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._first = {}  # before a checkpoint's are loaded
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.not_finite = None
         self._sampled_step = None
-        self._has_charts = False
+        self._is_begun = False
+        self._samples = SampleLog(self.every_n_steps, self.figures, self.histograms)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = step_number(trainer, pl_module)
         # With accumulated gradients several batches share a step; the first of them is sampled.
-        if not trainer.loggers or self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step:
+        if self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step or trainer.barebones:
             return
         self._sampled_step = step
         layers = self._layers(pl_module)
         if not layers:
             return  # the module has none, or all of them are still lazy
-        self._plots = self.figures and any(map(takes_images, trainer.loggers)) and self._is_plotted(trainer)
-        with_values = self._plots or self.histograms
+        with_values = self._samples.start(trainer, pl_module)
         self._sample = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values)
         self._sampling.enter_context(self._sample.watching())
 
@@ -118,7 +139,10 @@ class ShiftMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._sample is not None and self._sampled_step is not None:
-            self._log(trainer, self._sample, self._sampled_step)
+            self._log(trainer, pl_module, self._sample, self._sampled_step)
+        elif not self._is_begun and self._first and not trainer.barebones:
+            self._log_first(pl_module)  # a resumed run between two samples
+        self._is_begun = True
         self._end_sample()
 
     @override
@@ -177,32 +201,21 @@ class ShiftMonitor(Callback):
             return {}
         return observed_layers(pl_module, self.include, self.exclude)
 
-    def _is_plotted(self, trainer: Trainer) -> bool:
-        number = trainer.global_step // self.every_n_steps
-        end = trainer.estimated_stepping_batches  # -1 or infinity where it is unknown
-        is_last = trainer.global_step < end <= trainer.global_step + self.every_n_steps
-        return number in PLOTTED_SAMPLES or is_last
-
-    def _log(self, trainer: Trainer, sample: Snapshot, step: int) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, sample: Snapshot, step: int) -> None:
         statistics = sample.statistics()
         if self.not_finite is None and (finding := not_finite(statistics, None)):
             self.not_finite = step, finding.says
         values = sample.values() if sample.samples is not None else {}
-        if not (statistics and trainer.is_global_zero):
+        if not statistics:
             return
-        scalars = {f"{name}/{layer}": value for layer, row in statistics.items() for name, value in row.items()}
-        images = {}
-        if self._plots:
-            figures = plot_snapshots({"": statistics}, {"": values}, Statistic)
-            images = {tag: rgb_array(figure) for tag, figure in figures.items()}
-        for logger in trainer.loggers:
-            if not self._has_charts:
-                lay_out_charts(logger, dict.fromkeys(tag.partition("/")[0] for tag in scalars))
-            log_scalars(logger, scalars, step)
-            log_images(logger, images, step)
-            if self.histograms:
-                log_histograms(logger, {f"{quantity}/{layer}": v for (layer, quantity), v in values.items()}, step)
-        self._has_charts = True
+        numbers = summary(statistics, sample.num_values("preactivation_gradient"))
+        self._first = trainer.strategy.broadcast(numbers)  # ranks may have called layers in different orders
+        self._log_first(pl_module)
+        verdict = self._samples.verdict(pl_module, sample, statistics, (self.include, self.exclude))
+        self._samples.log(trainer, self._first, statistics, values, verdict, step)
+
+    def _log_first(self, pl_module: LightningModule) -> None:
+        pl_module.log_dict(self._first, on_step=True, on_epoch=False, logger=False, batch_size=1)
 
     def _end_sample(self) -> None:
         self._sampling.close()

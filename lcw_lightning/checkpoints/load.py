@@ -74,7 +74,9 @@ def load_from_checkpoint(
         >>> torch.equal(loaded.layer.weight, project.layer.weight)
         True
     """
-    if not (isinstance(module_class, type) and issubclass(module_class, LightningModule)):
+    # By name: pytorch_lightning has a class of its own.
+    is_class = isinstance(module_class, type)
+    if not is_class or all(base.__name__ != LightningModule.__name__ for base in module_class.__mro__):
         raise ValueError(f"load_from_checkpoint takes a class of LightningModule, then a path; got {module_class!r}.")
     checkpoint = read_checkpoint(path, map_location, weights_only)
     record = read_record(checkpoint)

@@ -13,18 +13,16 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 import lcw_lightning
-from lcw_lightning.analysis.report import render, save
+from lcw_lightning.analysis.report import Format, render, save
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.edge_of_chaos_init import EdgeOfChaosInitCallback
 from lcw_lightning.callbacks.loss_watch import LossWatch
 from lcw_lightning.callbacks.minibatch_init import MinibatchInitCallback
 from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
-from lcw_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from lcw_lightning.checkpoints.export import check_exportable
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.analyze_command import check_redraws, prepare_one_step, reports_of
@@ -32,9 +30,11 @@ from lcw_lightning.cli.ending import ends_in_one_message, says_how_to_go_on, wit
 from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.cli.help import DESCRIPTION
 from lcw_lightning.cli.parser import LCWParser, describe_commands
-from lcw_lightning.cli.predictions import PredictionsFile, check_suffix
+from lcw_lightning.cli.predictions import check_suffix
+from lcw_lightning.cli.requeue import attach_requeue
 from lcw_lightning.cli.run_config import KEYWORDS, SaveConfigBesideLogs, checkpoint_without_config, config_of_run
 from lcw_lightning.cli.trainer import CommandTrainer
+from lcw_lightning.cli.trainer_arguments import callbacks_of_run, named_logger, save_atomically
 from lcw_lightning.cli.yaml_keys import refuse_repeated_keys
 from lcw_lightning.compat import option, subcommand_parser
 
@@ -74,6 +74,7 @@ class LCWCLI(LightningCLI):
         for group, callback in GROUPS.items():
             parser.add_class_arguments(callback, group)
         parser.set_defaults({"edge_of_chaos_init.weights": "none"})
+        parser.add_argument("--run_name", type=str | None, help="Folder of the run's logs in lightning_logs.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
         for flag in ("--model", "--data", "--trainer.strategy"):
             # Here jsonargparse would recurse without end, through nested modules or device meshes.
@@ -112,13 +113,12 @@ class LCWCLI(LightningCLI):
             callbacks = [*before, first_step]
             return super().instantiate_trainer(callbacks=callbacks, logger=DummyLogger())
         users = self._get(self.config_init, "trainer").callbacks or []
+        config = self.config[self.subcommand]
         # Our callbacks come first, because weight averaging must copy the constrained module.
-        callbacks = [*ours, *(users if isinstance(users, list) else [users])]
-        if self.subcommand == "predict" and self.config.predict.output:
-            callbacks.append(PredictionsFile(self.config.predict.output))
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default, so the user gave no plugin
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        callbacks = [*ours, *callbacks_of_run(config), *(users if isinstance(users, list) else [users])]
+        trainer = super().instantiate_trainer(callbacks=callbacks, **named_logger(config), **kwargs)
+        save_atomically(trainer)
+        attach_requeue(trainer, subcommand_parser(self, str(self.subcommand)), config)
         return trainer
 
     def fit(self, **kwargs: Any) -> None:
@@ -126,7 +126,7 @@ class LCWCLI(LightningCLI):
         with says_how_to_go_on(self.trainer):
             self.trainer.fit(**kwargs)
 
-    def analyze(self, output: str, ckpt_path: str | None, **kwargs: Any) -> None:
+    def analyze(self, output: str, figures: Format, ckpt_path: str | None, **kwargs: Any) -> None:
         """Report on the first training step, for one or several kinds of constraint and draws of the weights."""
         settings, seed = self.config.analyze, self.config.analyze.seed_everything
         check_redraws(settings.compare, settings.draws, seed, ckpt_path)
@@ -146,7 +146,7 @@ class LCWCLI(LightningCLI):
 
         reports = reports_of(make, settings.compare or [""], settings.draws)
         sys.stdout.write(render(reports))
-        sys.stdout.write(f"written to {save(reports, output)}\n")
+        sys.stdout.write(f"written to {save(reports, output, figures)}\n")
 
     @override
     def _parse_ckpt_path(self) -> None:

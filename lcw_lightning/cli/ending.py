@@ -58,7 +58,9 @@ def without_advertisements() -> Iterator[None]:
     def is_no_tip(record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("💡 Tip")
 
-    loggers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    # Of these packages the one that was imported last names the logger.
+    packages = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+    loggers = [logging.getLogger(f"{package}.utilities.rank_zero") for package in packages]
     for logger in loggers:
         logger.addFilter(is_no_tip)
     try:

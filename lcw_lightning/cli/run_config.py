@@ -1,59 +1,69 @@
 """Write ``config.yaml`` beside the logs of a run, and find the one that belongs to a checkpoint."""
 
 import argparse
+import os
 from pathlib import Path
 
-from jsonargparse import get_loader
+import fsspec
+from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-__all__ = ["SaveConfigBesideLogs", "KEYWORDS", "checkpoint_without_config", "config_of_run"]
-
+__all__ = ["KEYWORDS", "SaveConfigBesideLogs", "checkpoint_without_config", "config_of_run", "text_of_run"]
 
 KEYWORDS = ("best", "last", "hpc", "registry")
 """What Lightning takes in place of a checkpoint's path."""
 
 
+def text_of_run(parser: LightningArgumentParser, config: Namespace) -> str:
+    """Return the YAML of a run's config, with the number of its SLURM job, if it has one, in a comment.
+
+    The checkpoint that the run resumed from is left out: in the file it would override a ``--ckpt_path`` before
+    ``--config``.
+    """
+    config = config.clone()
+    for name in ("ckpt_path", "weights_only"):
+        config.pop(name, None)
+    text: str = parser.dump(config, skip_none=False)
+    job = SLURMEnvironment.job_id()
+    return text if job is None else f"{text}# SLURM job {job}\n"
+
+
 class SaveConfigBesideLogs(SaveConfigCallback):
     """Write the run's ``config.yaml`` into its log folder. Without a logger there is no folder, and nothing is written.
 
-    A file that is there stays: it is no obstacle to evaluation, nor to a run of the same config, such as a job that its
-    cluster starts again.
-
-    The file omits the checkpoint that the run resumed from, since it would override a ``--ckpt_path`` before
-    ``--config``.
+    A file that is there stays. It is no obstacle to evaluation, nor to a SLURM job that was requeued and finds the file
+    of its first start. Any other file is: then all ranks raise, and nothing is written.
     """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.loggers:
-            self.config = self.config.clone()
-            for name in ("ckpt_path", "weights_only"):
-                self.config.pop(name, None)
-            try:
-                super().setup(trainer, pl_module, stage)
-            except RuntimeError as error:
-                if "to NOT exist" not in str(error):
-                    raise
-                if not self._may_stay(trainer):
-                    raise ValueError(
-                        f"the run's folder {trainer.log_dir} holds another run, with its {self.config_filename}: name "
-                        "another, such as --trainer.logger.init_args.version, or move that one away."
-                    ) from error
+        if self.already_saved or not trainer.loggers:
+            return
+        path = os.path.join(trainer.log_dir or ".", self.config_filename)  # all ranks must ask for log_dir
+        text = text_of_run(self.parser, self.config)
+        here = _compare(path, text) if trainer.is_global_zero else (False, False)
+        is_there, is_other = trainer.strategy.broadcast(here)
+        if is_other and trainer.state.fn == TrainerFn.FITTING:
+            raise FileExistsError(
+                f"the run's folder {trainer.log_dir} holds another run, with its {self.config_filename}: name another, "
+                "such as --trainer.logger.init_args.version, or move that one away."
+            )
+        if trainer.is_global_zero and not is_there:
+            with fsspec.open(path, "w", auto_mkdir=True) as file:
+                file.write(text)
+        self.already_saved = True
 
-    def _may_stay(self, trainer: Trainer) -> bool:
-        """Return whether the file that is there is that of the run that is evaluated, or of this very run."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            return True
-        is_same = False
-        if trainer.is_global_zero:
-            there = Path(str(trainer.log_dir)) / self.config_filename
-            load = get_loader("yaml")
-            ours = load(self.parser.dump(self.config, skip_none=False))
-            is_same = there.is_file() and load(there.read_text()) == ours
-        return trainer.strategy.broadcast(is_same)
+
+def _compare(path: str, text: str) -> tuple[bool, bool]:
+    """Return whether there is a file, and whether it is of another run than that of ``text``."""
+    fs, local = fsspec.url_to_fs(path)
+    if not fs.isfile(local):
+        return False, False
+    return True, SLURMEnvironment.job_id() is None or fs.read_text(local) != text
 
 
 def checkpoint_without_config(flags: list[str]) -> Path | None:

@@ -6,7 +6,7 @@ from functools import partial
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lcw_lightning.analysis.preflight import DepthProfile
-from lcw_lightning.analysis.report import Report
+from lcw_lightning.analysis.report import Format, Report
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.export import export
@@ -61,6 +61,7 @@ class CommandTrainer(Trainer):
         self,
         model: LightningModule,
         output: str = "analysis",
+        figures: Format = "png",
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
         datamodule: LightningDataModule | None = None,
@@ -73,12 +74,13 @@ class CommandTrainer(Trainer):
         Args:
             model: The model that the config builds.
             output: The folder to write into.
+            figures: Format of the figures: png, or svg or pdf, which any magnification leaves sharp.
             ckpt_path: A checkpoint whose weights are analyzed in place of freshly drawn ones. In a run's folder it
                 needs no --config, because the run's own config is used.
             weights_only: False unpickles the whole checkpoint, which may run code that it contains.
             datamodule: The data module that gives the training batch.
         """
-        del output  # analyze() of the command line writes it, for all reports together
+        del output, figures  # analyze() of the command line writes them, for all reports together
         callbacks: list[Callback] = self.callbacks  # type: ignore[has-type]
         first_step = next(callback for callback in callbacks if isinstance(callback, FirstStepReport))
         if ckpt_path is not None:

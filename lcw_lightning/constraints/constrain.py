@@ -61,7 +61,9 @@ def constrain(
             unchanged.
 
     Warns:
-        UserWarning: Weights were left out, for the reasons that :func:`~lcw_lightning.plan_constraints` gives.
+        UserWarning: Weights were left out, for the reasons that :func:`~lcw_lightning.plan_constraints` gives; or
+        frozen
+            weights were taken, as those of a momentum teacher.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))
@@ -72,7 +74,7 @@ def constrain(
     if kind == "none":
         return []
     constrain_as_planned(model, plan, kind, method)
-    if plan.left_out:
+    if plan.left_out or plan.copies:
         warnings.warn(plan.summary, stacklevel=2)
     return list(plan.weights)
 

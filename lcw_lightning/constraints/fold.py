@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from lcw_lightning.compat import flat_weight_names
 from lcw_lightning.constraints.copying import detached_copy
 from lcw_lightning.constraints.kinds import kind_of
-from lcw_lightning.constraints.projection import release_
+from lcw_lightning.constraints.projection import put_back_, release_
 from lcw_lightning.constraints.registration import (
     remove_plain_weight_hooks,
 )
@@ -38,6 +38,7 @@ def fold(model: nn.Module) -> nn.Module:
     check_model(model)
     folded = detached_copy(model)
     for ref in named_weights(folded).values():
+        put_back_(ref)
         release_(ref)
     for module in list(folded.modules()):
         if "parametrizations" in module._modules:  # of its own, not those of a layer whose attributes it hands on

@@ -23,6 +23,7 @@ class InMemoryData(LightningDataModule):
     images.
     """
 
+    image_shape: tuple[int, int, int]
     train_dataset: TensorDataset
     val_dataset: TensorDataset
     test_dataset: TensorDataset

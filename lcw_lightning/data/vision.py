@@ -50,7 +50,6 @@ class VisionData(InMemoryData):
 
     name: str  # the name of torchvision's class
     num_classes: int
-    image_shape: tuple[int, int, int]
     augmented_in_paper: bool
 
     def __init__(

@@ -109,7 +109,7 @@ def convert_(
     means.apply_changes()
     plan.renew_copies_()
     mark_initialized(model)
-    if plan.left_out:
+    if plan.left_out or plan.copies:
         warnings.warn(plan.summary, stacklevel=2)
     if lacking := by_reason(means.unrestored):
         warnings.warn(f"convert_: mean preactivations are not restored of {lacking}.", stacklevel=2)

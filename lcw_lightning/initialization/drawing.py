@@ -1,6 +1,6 @@
 """Draw the weights and biases of layers, and give their copies the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,14 @@ from lcw_lightning.initialization.edge_of_chaos_plan import Draw, EdgeOfChaosLay
 from lcw_lightning.initialization.outcome import Outcome
 from lcw_lightning.initialization.random_weights import at_centre, gaussian_rows, orthogonal_rows
 from lcw_lightning.initialization.rescaling import assign_weight_
-from lcw_lightning.weights.copies import copy_layer_, momentum_copies
+from lcw_lightning.weights.copies import copies_of, copy_layer_
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights, units_first
 
 __all__ = ["draw_with_copies_"]
 
 
 def draw_with_copies_(
-    model: nn.Module, layers: dict[str, EdgeOfChaosLayer], weights: Draw, outcome: Outcome
+    model: nn.Module, layers: dict[str, EdgeOfChaosLayer], weights: Draw, exclude: Sequence[str], outcome: Outcome
 ) -> dict[str, str]:
     """Draw the weights of layers, and the biases that are trained; their copies in momentum teachers get the same.
 
@@ -28,6 +28,7 @@ def draw_with_copies_(
         model: Owner of the layers.
         layers: By the names of their weights; the copies are added.
         weights: How to draw.
+        exclude: Glob patterns, of copies to leave as they are.
         outcome: Has left the copies, which are frozen, and is told that they are not left.
 
     Returns:
@@ -36,13 +37,14 @@ def draw_with_copies_(
     Raises:
         ValueError: A parametrization changes the value.
     """
-    copies = {copy: original for copy, original in momentum_copies(model).items() if original in layers}
-    copies = {copy: original for copy, original in copies.items() if outcome.left.pop(copy, None)}
+    copies = copies_of(model, layers, exclude)
     _draw(layers, weights)
     refs = named_weights(model)
     for copy, original in copies.items():
         copy_layer_(layers[original].ref.layer, refs[copy].layer)
         layers[copy] = layers[original]._replace(ref=refs[copy])
+        outcome.left.pop(copy, None)
+        outcome.copies.add(copy)
     return copies
 
 

@@ -60,7 +60,7 @@ def draw_and_match_on_first_forward(
     """
     outcome = new_drawing() if outcome is None else outcome
     layers = edge_of_chaos_layers(model, activation, q, weights, include, exclude, outcome)
-    copies = draw_with_copies_(model, layers, weights, outcome)
+    copies = draw_with_copies_(model, layers, weights, exclude, outcome)
     matching = _FirstLayerHook(layers, q, outcome, meet, equals(copies))
     outcome.changed |= layers.keys()
     try:
@@ -152,7 +152,7 @@ def edge_of_chaos_init_(
             if waiting:
                 kind = type(model).__name__
                 raise ValueError(f"edge_of_chaos_init_ matches a layer to the inputs, but {kind} ran no drawn layer.")
-    if outcome.left:
+    if outcome.left or outcome.copies:
         warnings.warn(outcome.summary, stacklevel=2)
     return model
 

@@ -129,6 +129,7 @@ class Rescaling:
             self.biases[name].zero_()
         first = next(self.rescaled[key] for key in self.parameters(name) if key in self.rescaled)
         self.outcome.factors[name] = self.outcome.factors[first]
+        self.repeat(name)
         self.disarm(name)
 
     def rescale(

@@ -16,12 +16,12 @@ from lcw_lightning.initialization.ranks import END_OF_FORWARD, Meet, alone, in_s
 from lcw_lightning.initialization.rescaling import is_scalable
 from lcw_lightning.initialization.uncalled import RescaleUncalled
 from lcw_lightning.observation.compiled import eager_mode
-from lcw_lightning.weights.copies import momentum_copies
+from lcw_lightning.weights.copies import copies_of
 from lcw_lightning.weights.failing_layer import run_network
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.selection import select_weights
 from lcw_lightning.weights.settings import check_choice, check_model, check_positive
-from lcw_lightning.weights.weight_ref import WeightRef
+from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
 __all__ = ["BY_HAND", "Granularity", "minibatch_init_", "new_outcome", "rescale_on_first_forward"]
 
@@ -180,7 +180,7 @@ def minibatch_init_(
             run_network("minibatch_init_", model, inputs)
         meet(END_OF_FORWARD)
         outcome.check()
-    if outcome.left or outcome.partly:
+    if outcome.left or outcome.partly or outcome.copies:
         warnings.warn(outcome.summary, stacklevel=2)
     return model
 
@@ -194,7 +194,8 @@ def _refs_to_rescale(
     model: nn.Module, include: Sequence[str], exclude: Sequence[str], inner: Collection[WeightRef], outcome: Outcome
 ) -> tuple[dict[str, WeightRef], dict[str, str]]:
     refs = select_weights(model, include, exclude)
-    copies = {copy: original for copy, original in momentum_copies(model).items() if {copy, original} <= refs.keys()}
+    copies, weights = copies_of(model, refs, exclude), named_weights(model)
+    refs |= {copy: weights[copy] for copy in copies}
     originals = {name: refs[copies.get(name, name)] for name in refs}
     obstacles = {name: _obstacle(ref, ref in inner) for name, ref in originals.items()}
     outcome.left |= {name: obstacle for name, obstacle in obstacles.items() if obstacle}

@@ -35,6 +35,8 @@ class Outcome:
     """Why each of the other layers was left as it is."""
     partly: dict[str, str] = field(default_factory=dict)
     """Which units of a layer were left as they are."""
+    copies: set[str] = field(default_factory=set)
+    """Frozen layers that were changed as copies of trained ones."""
     refused: set[str] = field(default_factory=set)
     """Layers that were left for what the minibatch showed."""
 
@@ -47,6 +49,7 @@ class Outcome:
 
     def repeat(self, name: str, copy: str) -> None:
         """Record of the copy of a layer what is recorded of the layer."""
+        self.copies.add(copy)
         records: tuple[dict[str, Any], ...] = self.factors, self.left, self.partly
         for record in records:
             record.update({copy: record[name]} if name in record else {})
@@ -62,6 +65,10 @@ class Outcome:
         done = self.changed | self.factors.keys()
         rest = {**self.left, **self.partly}
         left = f"; left as they are: {by_reason(rest)}" if rest else ""
+        if copies := self.copies & done:
+            left += (
+                f"; frozen, but changed as copies of trained ones: {listed(sorted(copies))} (exclude leaves them alone)"
+            )
         return (
             f"{self.action}: {len(done)} of {len(done) + len(self.left)} layers {self.done}{self._by_factors()}{left}"
         )

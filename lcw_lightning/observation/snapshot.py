@@ -77,6 +77,19 @@ class Snapshot:
                 statistics[Statistic.GRADIENT_STD] /= self.gradient_scale
         return {name: found[name] for name in (*forward_order, *found) if name in found}
 
+    def values_per_channel(self, series: Series) -> dict[str, int]:
+        """Return how many values of a channel each layer has seen, on all ranks, after :meth:`statistics`."""
+        counts = self.moments.mean_by_layer(self.moments.compute()[0])[series].tolist()
+        return {name: int(count) for name, count in zip(self.layers, counts, strict=True) if count > 0}
+
+    def num_values(self, series: Series) -> dict[str, int]:
+        """Return how many values each layer has seen in all its channels."""
+        columns = {name: self.moments.columns[name, series] for name in self.layers}
+        return {
+            name: number * (columns[name].stop - columns[name].start)
+            for name, number in self.values_per_channel(series).items()
+        }
+
     def values(self) -> dict[tuple[str, Quantity], Tensor]:
         """Return the :class:`~lcw_lightning.observation.samples.ValueSamples`; all ranks must call this."""
         assert self.samples is not None, "the snapshot was made without values"

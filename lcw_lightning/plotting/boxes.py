@@ -8,11 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcw_lightning.plotting.panels import COLORS, panel_grid, panels_in_rows, set_style, shortened, show_exponent
+from lcw_lightning.plotting.panels import (
+    CAPTION_HEIGHT,
+    COLORS,
+    height_of_names,
+    number_layers,
+    panel_grid,
+    panels_in_rows,
+    power_of_ten,
+    set_style,
+    short_names,
+    shortened,
+    show_exponent,
+    write_caption,
+)
 
 __all__ = ["QUANTILES", "Boxes", "plot_boxes_by_layer", "plot_boxes_by_unit", "quantiles"]
 
@@ -21,6 +34,9 @@ Boxes = Tensor | Sequence[Sequence[float]]
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """Of the lower whisker, the lower end of the box, the line in it, its upper end and the upper whisker."""
+
+CAPTION = "boxes: quartiles and median; whiskers: 1 % and 99 %"
+MAX_DECADES = 12  # smaller boxes are lines at zero
 
 MAX_UNITS = 20
 MAX_TITLE_LENGTH = 32
@@ -43,12 +59,16 @@ def quantiles(values: Tensor, dim: int = -1) -> Tensor:
     return between.masked_fill(ordered[..., -1:].isnan(), torch.nan)  # sort puts NaN last
 
 
-def plot_boxes_by_layer(columns: Mapping[str, Mapping[str, Boxes]]) -> Figure:
+def plot_boxes_by_layer(columns: Mapping[str, Mapping[str, Boxes]], layers: Sequence[str] = ()) -> Figure:
     """Plot quantities by layer as box plots: one row per quantity, one column per method, one box per layer.
+
+    The panels of a row have one scale, so that methods can be compared. It is symmetric logarithmic, linear around
+    zero, where the sizes of a row's boxes span more than a decade, as vanishing gradients do, and linear elsewhere.
 
     Args:
         columns: Boxes of all layers from input to output, by quantity, by method. All methods need the quantities of
             the first one.
+        layers: Their names, which stand below the boxes if there are at most 12; else the layers are numbered.
 
     Raises:
         ValueError: Boxes are not of shape ``(layers, 5)``.
@@ -60,12 +80,21 @@ def plot_boxes_by_layer(columns: Mapping[str, Mapping[str, Boxes]]) -> Figure:
         ['plain', 'LCW', '', '']
     """
     rows = list(next(iter(columns.values())))
-    figure, grid = panel_grid(len(rows), len(columns), width=2.6, height=1.5)
-    for column, (method, quantities) in enumerate(columns.items()):
-        for row, quantity in enumerate(rows):
+    names = short_names(layers)
+    bottom = height_of_names(names) + CAPTION_HEIGHT
+    figure, grid = panel_grid(len(rows), len(columns), width=2.6, height=1.5, bottom=bottom, sharey="row")
+    for row, quantity in enumerate(rows):
+        boxes = [_checked(quantities[quantity]) for quantities in columns.values()]
+        is_last = row == len(rows) - 1
+        for column, method in enumerate(columns):
             axes = grid[row, column]
-            set_style(axes, method if row == 0 else "", "layer", quantity if column == 0 else "")
-            _plot_boxes(axes, quantities[quantity], COLORS[column % len(COLORS)])
+            xlabel = "layer" if is_last and not names else ""
+            set_style(axes, method if row == 0 else "", xlabel, quantity if column == 0 else "")
+            _plot_boxes(axes, boxes[column], COLORS[column % len(COLORS)])
+            number_layers(axes, names)
+            axes.tick_params(labelbottom=is_last)
+        _set_scale(grid[row, 0], np.concatenate(boxes))
+    write_caption(figure, CAPTION)
     return figure
 
 
@@ -84,16 +113,38 @@ def plot_boxes_by_unit(panels: Mapping[str, Boxes]) -> Figure:
         >>> [axes.get_title() for axes in figure.axes]
         ['layer 1', 'layer 5', 'layer 9']
     """
-    figure, grid = panels_in_rows(len(panels), sharey=True)
+    figure, grid = panels_in_rows(len(panels), bottom=0.55 + CAPTION_HEIGHT, sharey=True)
     for axes, (title, boxes) in zip(grid, panels.items(), strict=True):
         set_style(axes, shortened(title, MAX_TITLE_LENGTH), "unit", "activation" if axes in grid[::3] else "")
-        _plot_boxes(axes, boxes[:MAX_UNITS], COLORS[0])
+        _plot_boxes(axes, _checked(boxes)[:MAX_UNITS], COLORS[0])
+        number_layers(axes, ())
+        show_exponent(axes)
+    write_caption(figure, CAPTION)
     return figure
 
 
-def _plot_boxes(axes: Axes, boxes: Boxes, color: str) -> None:
+def _set_scale(axes: Axes, boxes: NDArray[np.float64]) -> None:
+    """Set the scale of a row of panels, which share their y axis."""
+    finite = boxes[np.isfinite(boxes).all(axis=1)]
+    sizes = abs(finite).max(axis=1, initial=0.0)
+    sizes = sizes[sizes > 0]
+    if len(sizes) == 0 or sizes.max() <= 10 * sizes.min():
+        show_exponent(axes)
+        return
+    lowest = int(np.floor(np.log10(max(sizes.min(), sizes.max() / 10**MAX_DECADES))))
+    highest = int(np.ceil(np.log10(sizes.max())))
+    exponents = range(highest, lowest - 1, -max(1, (highest - lowest) // 3))
+    powers = [10.0**exponent for exponent in exponents]
+    axes.set_yscale("symlog", linthresh=10.0**lowest)
+    axes.set_ylim(1.5 * min(finite.min(), 0), 1.5 * max(finite.max(), 0))
+    below = [-power for power in powers if finite.min() < 0]
+    axes.set_yticks([*below, 0, *(power for power in powers if finite.max() > 0)])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(power_of_ten)
+
+
+def _plot_boxes(axes: Axes, values: NDArray[np.float64], color: str) -> None:
     """Plot boxes as three collections: ``Axes.bxp`` makes six artists per box, and takes a second for 100 boxes."""
-    values = _checked(boxes)
     numbers = np.arange(1, len(values) + 1)
     whole = np.isfinite(values).all(axis=1)
     x, (lowest, low, middle, high, highest) = numbers[whole], values[whole].T
@@ -105,8 +156,6 @@ def _plot_boxes(axes: Axes, boxes: Boxes, color: str) -> None:
     axes.add_collection(PolyCollection(list(corners), facecolor=tint, edgecolor=color, linewidth=thin, zorder=2.5))
     axes.hlines(middle, left, right, color="black", linewidth=1.5, zorder=3)
     axes.set_xlim(0.4, len(values) + 0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
-    show_exponent(axes)
 
 
 def _checked(boxes: Boxes) -> NDArray[np.float64]:

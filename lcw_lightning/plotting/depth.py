@@ -7,18 +7,24 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from lcw_lightning.plotting.panels import COLORS, TICK_SIZE, panel_grid, set_style, shortened, show_exponent
+from lcw_lightning.plotting.panels import (
+    COLORS,
+    TICK_SIZE,
+    height_of_names,
+    number_layers,
+    panel_grid,
+    power_of_ten,
+    set_style,
+    short_names,
+    show_exponent,
+)
 
 __all__ = ["Scale", "plot_against_depth"]
 
 Scale = Literal["logarithmic", "linear", "fraction"]
-
-MAX_NAMES = 10  # more layers are numbered
-MAX_NAME_LENGTH = 16
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def plot_against_depth(
@@ -53,33 +59,18 @@ def plot_against_depth(
     for name, line in values.items():
         if len(line) != len(layers):
             raise ValueError(f"{statistic} needs {len(layers)} numbers, one per layer; line {name!r} has {len(line)}.")
-    names = _short_names(layers) if len(layers) <= MAX_NAMES else []
-    bottom = 0.25 + 0.04 * max(map(len, names)) if names else 0.55
+    names = short_names(layers)
+    bottom = height_of_names(names)
     figure, ((axes,),) = panel_grid(1, 1, width=2.6, height=2.35 - bottom, bottom=bottom)
     set_style(axes, statistic.replace("_", " "), "" if names else "layer", label)
-    _number_layers(axes, len(layers), names)
+    number_layers(axes, names)
+    axes.set_xlim(0.5, len(layers) + 0.5)
     _set_scale(axes, scale, np.concatenate(list(values.values())))
     for (name, line), color in zip(values.items(), cycle(COLORS), strict=False):
         _plot_line(axes, line, color, name)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=TICK_SIZE, frameon=False)
     return figure
-
-
-def _short_names(layers: Sequence[str]) -> list[str]:
-    paths = [layer.split(".") for layer in layers]
-    shared = 0
-    while all(len(path) > shared + 1 for path in paths) and len({path[shared] for path in paths}) == 1:
-        shared += 1
-    return [shortened(".".join(path[shared:]), MAX_NAME_LENGTH) for path in paths]
-
-
-def _number_layers(axes: Axes, count: int, names: Sequence[str]) -> None:
-    axes.set_xlim(0.5, count + 0.5)
-    if names:
-        axes.set_xticks(range(1, count + 1), names, rotation=30, rotation_mode="anchor", horizontalalignment="right")
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
 
 
 def _set_scale(axes: Axes, scale: Scale, values: NDArray[np.float64]) -> None:
@@ -91,7 +82,7 @@ def _set_scale(axes: Axes, scale: Scale, values: NDArray[np.float64]) -> None:
         lowest, highest = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
         axes.set(yscale="log", ylim=(0.7 * 10**lowest, 1.4 * 10**highest))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(_power_of_ten)
+        axes.yaxis.set_major_formatter(power_of_ten)
         return
     lowest, highest = min(0.0, finite.min(initial=0.0)), max(0.0, finite.max(initial=0.0))
     if scale == "fraction" or lowest == highest:
@@ -99,11 +90,6 @@ def _set_scale(axes: Axes, scale: Scale, values: NDArray[np.float64]) -> None:
     margin = 0.05 * (highest - lowest)
     axes.set_ylim(lowest - margin, highest + margin)
     show_exponent(axes)
-
-
-def _power_of_ten(value: float, _: float) -> str:
-    # matplotlib's own formatter parses TeX, which takes longer than everything else in the figure.
-    return f"10{str(round(np.log10(value))).translate(SUPERSCRIPTS)}"
 
 
 def _plot_line(axes: Axes, line: NDArray[np.float64], color: str, label: str) -> None:

@@ -4,30 +4,43 @@ Figures are made without pyplot, so that they are freed with the last reference 
 TensorBoard. Margins are fixed, because computing a layout would take longer than rendering the figure.
 """
 
+from collections.abc import Sequence
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 __all__ = [
+    "CAPTION_HEIGHT",
     "COLORS",
     "TICK_SIZE",
+    "height_of_names",
+    "number_layers",
     "panel_grid",
     "panels_in_rows",
+    "power_of_ten",
     "rgb_array",
     "set_style",
+    "short_names",
     "shortened",
     "show_exponent",
+    "write_caption",
 ]
 
 # The palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TICK_SIZE = 9
+CAPTION_HEIGHT = 0.2  # inches
 PANELS_IN_A_ROW = 3
+
+MAX_NAMES = 12  # more layers are numbered
+MAX_NAME_LENGTH = 16
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def panel_grid(
@@ -37,7 +50,7 @@ def panel_grid(
     height: float,
     bottom: float = 0.55,
     right: float = 0.15,
-    sharey: bool = False,
+    sharey: bool | Literal["row"] = False,
 ) -> tuple[Figure, Any]:
     """Return a figure and its array of axes, each of this width and height in inches."""
     left, top, between_columns, between_rows = 0.85, 0.35, 0.65, 0.75
@@ -55,10 +68,12 @@ def panel_grid(
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey, gridspec_kw=margins)
 
 
-def panels_in_rows(count: int, right: float = 0.15, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def panels_in_rows(
+    count: int, bottom: float = 0.55, right: float = 0.15, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
     """Return a figure and ``count`` axes, three in a row."""
     columns = min(count, PANELS_IN_A_ROW)
-    figure, grid = panel_grid(ceil(count / columns), columns, width=2.2, height=1.9, right=right, sharey=sharey)
+    figure, grid = panel_grid(ceil(count / columns), columns, 2.2, 1.9, bottom, right, sharey)
     for unused in grid.flat[count:]:
         unused.remove()
     return figure, list(grid.flat[:count])
@@ -72,6 +87,56 @@ def shortened(name: str, length: int) -> str:
         '….7.linear'
     """
     return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
+def short_names(layers: Sequence[str]) -> list[str]:
+    """Return the layers' names without the parts that all share; none if there are more layers than fit on an axis.
+
+    Example:
+        >>> short_names(["network.first.linear", "network.output"])
+        ['first.linear', 'output']
+    """
+    if not 0 < len(layers) <= MAX_NAMES:
+        return []
+    paths = [layer.split(".") for layer in layers]
+    shared = 0
+    while all(len(path) > shared + 1 for path in paths) and len({path[shared] for path in paths}) == 1:
+        shared += 1
+    return [shortened(".".join(path[shared:]), MAX_NAME_LENGTH) for path in paths]
+
+
+def height_of_names(names: Sequence[str]) -> float:
+    """Return the inches below axes that the names of layers take, or their numbers where there are no names."""
+    return 0.25 + 0.055 * max(map(len, names)) if names else 0.55
+
+
+def number_layers(axes: Axes, names: Sequence[str]) -> None:
+    """Put the names of layers 1, 2, ... below the axes, or numbers where there are no names."""
+    if names:
+        numbers = range(1, len(names) + 1)
+        axes.set_xticks(numbers, names, rotation=45, rotation_mode="anchor", horizontalalignment="right")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
+
+
+def write_caption(figure: Figure, text: str) -> None:
+    """Write a line at the lower edge of a figure, which says how to read it."""
+    figure.text(0.5, 0.02, text, fontsize=8, color="0.3", horizontalalignment="center")
+
+
+def power_of_ten(value: float, _: object = None) -> str:
+    """Return a power of ten, its negative, or zero as the label of a tick.
+
+    matplotlib's own formatter parses TeX, which takes longer than everything else in a figure.
+
+    Example:
+        >>> power_of_ten(1e-3), power_of_ten(0.0)
+        ('10⁻³', '0')
+    """
+    if value == 0:
+        return "0"
+    sign = "" if value > 0 else "\N{MINUS SIGN}"
+    return f"{sign}10{str(round(np.log10(abs(value)))).translate(SUPERSCRIPTS)}"
 
 
 def set_style(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:

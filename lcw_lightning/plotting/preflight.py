@@ -1,41 +1,57 @@
 """The figure of a pre-flight check: q and gradient growth against depth, over many draws of the weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcw_lightning.plotting.panels import COLORS, TICK_SIZE, panels_in_rows, set_style
+from lcw_lightning.plotting.panels import (
+    CAPTION_HEIGHT,
+    COLORS,
+    TICK_SIZE,
+    height_of_names,
+    number_layers,
+    panels_in_rows,
+    set_style,
+    short_names,
+    write_caption,
+)
 
 __all__ = ["plot_preflight", "quantile"]
 
 
-def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor]) -> Figure:
-    """Plot the median over draws as a line and the 10 % to 90 % quantiles as a band; infinity is cut at the edge.
+def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor], layers: Sequence[str] = ()) -> Figure:
+    """Plot the median over draws as a line and from it to the 90th percentile as a band; infinity is cut at the edge.
 
     Args:
         q: Mean square of the preactivations, shape ``(draws, layers)``, by label; the label is ``""`` if there is
             only one network.
         growth: Decades by which gradients grow from the last layer back to each, of the same shapes.
+        layers: Names of the layers, which stand on the axis if there are at most 12; else the layers are numbered.
 
     Example:
         >>> import torch
         >>> figure = plot_preflight({"": torch.ones(20, 5)}, {"": torch.randn(20, 5)})
         >>> [axes.get_title() for axes in figure.axes]
-        ['q', 'gradient growth']
+        ['mean square q of z', 'growth of the gradient']
     """
-    figure, (left, right) = panels_in_rows(2)
-    set_style(left, "q", "hidden layer", "log10 of the mean of z²")
-    set_style(right, "gradient growth", "hidden layer", "decades")
+    names = short_names(layers)
+    figure, (left, right) = panels_in_rows(2, bottom=height_of_names(names) + CAPTION_HEIGHT)
+    xlabel = "" if names else "hidden layer"
+    set_style(left, "mean square q of z", xlabel, "log10 of q")
+    set_style(right, "growth of the gradient", xlabel, "decades (last layer: 0)")
     with np.errstate(divide="ignore"):
         _plot_bands(left, {label: np.log10(values.numpy()) for label, values in q.items()})
     _plot_bands(right, {label: values.numpy() for label, values in growth.items()})
+    for axes in (left, right):
+        number_layers(axes, names)
+    draws = next((len(values) for values in q.values()), 0)
+    write_caption(figure, f"line: median of {draws} draws of the weights; band: up to their 90th percentile")
     if set(q) != {""}:
         right.legend(fontsize=TICK_SIZE, frameon=False)
     return figure
@@ -43,18 +59,17 @@ def plot_preflight(q: Mapping[str, Tensor], growth: Mapping[str, Tensor]) -> Fig
 
 def _plot_bands(axes: Axes, lines: Mapping[str, NDArray[np.float64]]) -> None:
     bands = {
-        label: np.array([[quantile(layer, fraction) for layer in values.T] for fraction in (0.1, 0.5, 0.9)])
+        label: np.array([[quantile(layer, fraction) for layer in values.T] for fraction in (0.5, 0.9)])
         for label, values in lines.items()
     }
     every = np.concatenate([band.ravel() for band in bands.values()])
     finite = every[np.isfinite(every)]
     low, high = min(finite.min(initial=0.0), -1.0), max(finite.max(initial=0.0), 1.0)
     axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
     for (label, band), color in zip(bands.items(), cycle(COLORS), strict=False):
-        least, median, most = np.clip(band, *axes.get_ylim())
+        median, most = np.clip(band, *axes.get_ylim())
         numbers = np.arange(1, len(median) + 1)
-        axes.fill_between(numbers, least, most, color=color, alpha=0.25, linewidth=0)
+        axes.fill_between(numbers, median, most, color=color, alpha=0.25, linewidth=0)
         axes.plot(numbers, median, color=color, linewidth=1.5, label=label)
 
 

@@ -12,7 +12,7 @@ from lcw_lightning.plotting.depth import Scale, plot_against_depth
 
 __all__ = ["Described", "plot_snapshots"]
 
-ROWS = {"preactivation": "z", "preactivation_gradient": "dL/dz"}
+ROWS = {"preactivation": "preactivation z", "preactivation_gradient": "gradient dL/dz"}
 
 
 class Described(Protocol):
@@ -89,7 +89,7 @@ def _by_layer(values: Mapping[str, Mapping[tuple[str, Any], Tensor]], layers: Se
         }
         for label, samples in values.items()
     }
-    return {"boxes/by_layer": plot_boxes_by_layer(columns)} if any(columns.values()) else {}
+    return {"boxes/by_layer": plot_boxes_by_layer(columns, layers)} if any(columns.values()) else {}
 
 
 def _by_unit(values: Mapping[str, Mapping[tuple[str, Any], Tensor]], layers: Sequence[str]) -> dict[str, Figure]:

@@ -1,6 +1,7 @@
 """Find momentum teachers: frozen submodules that are copies of a trained one (BYOL, DINO, MoCo)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from lcw_lightning.weights.weight_ref import named_weights
 
-__all__ = ["copy_layer_", "equals", "momentum_copies"]
+__all__ = ["copies_of", "copy_layer_", "equals", "momentum_copies"]
 
 
 def momentum_copies(model: nn.Module) -> dict[str, str]:
@@ -41,6 +42,15 @@ def momentum_copies(model: nn.Module) -> dict[str, str]:
             equal = [other for other in students.get(_signature(module), ()) if _are_equal(module, modules[other])]
             pairs |= {name: equal[0]} if len(equal) == 1 else {}
     return dict(_by_weight(model, pairs))
+
+
+def copies_of(model: nn.Module, originals: Collection[str], exclude: Sequence[str]) -> dict[str, str]:
+    """Return the :func:`momentum_copies` of these weights, but for copies that a glob of ``exclude`` names."""
+    return {
+        copy: original
+        for copy, original in momentum_copies(model).items()
+        if original in originals and not any(fnmatchcase(copy, pattern) for pattern in exclude)
+    }
 
 
 def equals(copies: Mapping[str, str]) -> dict[str, list[str]]:

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lcw_lightning.weights.copies import copy_layer_, momentum_copies
+from lcw_lightning.weights.copies import copies_of, copy_layer_
 from lcw_lightning.weights.layer_types import is_embedding_or_norm, layer_type_of
 from lcw_lightning.weights.restoring import at_rest
-from lcw_lightning.weights.selection import select_names
+from lcw_lightning.weights.selection import listed, select_names
 from lcw_lightning.weights.ties import parameter_places, tied_to
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
@@ -91,6 +91,8 @@ class Plan:
     def summary(self) -> str:
         """What is taken, and what is left out for what reasons, in one line."""
         rest = f"; left out: {self._obstacles()}" if self.left_out else ""
+        if self.copies:
+            rest += f"; frozen, but taken as copies of trained ones: {listed(self.copies)} (exclude leaves them alone)"
         return (
             f"{self.action}: {len(self.weights)} of {len(self.rows)} weights, "
             f"{100 * self.share:.3g} % of the numbers in the model's matrices{rest}"
@@ -170,11 +172,7 @@ def plan_weights(
     chosen = select_names([*known, *unknown], include, exclude, type(model).__name__)
     places, counted, rows = parameter_places(model), set[int](), []
     reasons = {n: (tied_to(r, places) or obstacle(r)) if n in chosen else EXCLUDED for n, r in known.items()}
-    copies = {
-        copy: original
-        for copy, original in momentum_copies(model).items()
-        if reasons[original] is None and not any(fnmatchcase(copy, pattern) for pattern in exclude)
-    }
+    copies = copies_of(model, [name for name, reason in reasons.items() if reason is None], exclude)
     for name, ref in known.items():
         reason = None if name in copies else reasons[name]
         shape = _shape(ref)

@@ -1,13 +1,16 @@
 """Reports as text, JSON and figures."""
 
+import base64
 import json
 import math
 import os
 import struct
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lcw_lightning import analyze
@@ -135,6 +138,33 @@ def test_json_of_several_reports_is_by_label(tmp_path):
     assert {label: list(report["layers"]) for label, report in content.items()} == {"none": ["a"], "lcw": ["b"]}
 
 
+@pytest.mark.parametrize(("figures", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_figures_are_saved_in_the_format_that_is_asked_for(figures, start, analyzed, tmp_path):
+    analyzed.save(tmp_path, figures)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "analysis.json"]
+    assert {path.suffix for path in files} == {f".{figures}"}
+    assert all(path.read_bytes().startswith(start) for path in files)
+
+
+def test_text_in_figures_stays_text(analyzed, tmp_path):
+    for figures in ("svg", "pdf"):
+        analyzed.save(tmp_path, figures)
+    assert ">preactivation z</text>" in (tmp_path / "boxes/by_layer.svg").read_text()
+    assert b"/Type3" not in (tmp_path / "boxes/by_layer.pdf").read_bytes()
+
+
+def test_pngs_have_the_resolution_of_print(analyzed, tmp_path):
+    analyzed.save(tmp_path)
+    with Image.open(tmp_path / "depth/shift_ratio.png") as picture:
+        assert picture.size == (1080, 810)
+
+
+def test_a_format_that_is_none_is_refused_before_anything_is_written(analyzed, tmp_path):
+    with pytest.raises(ValueError, match="figures are saved as png, svg, pdf, not as 'jpg'; name one of these"):
+        analyzed.save(tmp_path / "new", "jpg")
+    assert not (tmp_path / "new").exists()
+
+
 def test_figures_are_whole_pngs_and_nothing_else_is_left(analyzed, tmp_path):
     analyzed.save(tmp_path)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -155,6 +185,31 @@ def test_a_report_of_numbers_that_are_not_finite_is_plotted(tmp_path):
     assert len(list(tmp_path.rglob("*.png"))) == 13
 
 
+def test_a_notebook_shows_the_printed_report_and_its_figures(analyzed, tmp_path):
+    class Parts(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.text, self.images = "", {}
+
+        def handle_data(self, data):
+            self.text += data
+
+        def handle_starttag(self, tag, attrs):
+            if tag == "img":
+                self.images[dict(attrs)["alt"]] = dict(attrs)["src"]
+
+    parts = Parts()
+    parts.feed(replace(analyzed, statistics={"<b>": ROW, **analyzed.statistics})._repr_html_())
+    assert "<b>" in parts.text  # a name, not a tag
+    parts = Parts()
+    parts.feed(analyzed._repr_html_())
+    assert parts.text.strip() == str(analyzed).strip()
+    saved = {str(path.relative_to(tmp_path).with_suffix("")) for path in analyzed.save(tmp_path).rglob("*.png")}
+    assert parts.images.keys() == saved
+    for source in parts.images.values():
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+
+
 def test_a_failed_write_leaves_the_old_report(analyzed, tmp_path, monkeypatch):
     analyzed.save(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -163,7 +218,7 @@ def test_a_failed_write_leaves_the_old_report(analyzed, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="no space is left"):
         replace(analyzed, loss=0.0).save(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -277,7 +277,10 @@ def test_a_weight_that_no_optimizer_holds_is_an_error(make_project, make_trainer
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"kind": "wn"}, "holds kind='lcw' alone, got 'wn'"), ({"method": "hope"}, "parametrize, project; got 'hope'")],
+    [
+        ({"kind": "wn"}, "holds kind='lcw' alone, got 'wn'"),
+        ({"method": "hope"}, "is one of 'parametrize', 'project'; got 'hope'"),
+    ],
     ids=["kind", "method"],
 )
 def test_what_cannot_be_is_refused_at_once(arguments, message):
@@ -297,7 +300,7 @@ def test_the_flag_chooses_the_method(lcw):
     ("flags", "message"),
     [
         (["--constraint.method=project", "--constraint.kind=cwn"], "holds kind='lcw' alone, got 'cwn'"),
-        (["--constraint.method=projct"], "Expected a typing.Literal['parametrize', 'project']. Got value: projct"),
+        (["--constraint.method=projct"], "--constraint.method: expected one of 'parametrize', 'project'; got 'projct'"),
     ],
     ids=["kind", "method"],
 )

@@ -14,7 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from lcw_lightning.callbacks.loggers import lay_out_charts, log_histograms, log_images, log_scalars, takes_images
+from lcw_lightning.callbacks.charts import charts
+from lcw_lightning.callbacks.loggers import (
+    Shown,
+    lay_out_charts,
+    log_scalars,
+    log_shown,
+    say_what_is_not_taken,
+    takes,
+)
 
 SCALARS = {"shift_ratio/body.0": 0.1, "shift_ratio/head": 1e-30, "gradient_std/head": float("inf"), "sparsity/a b": 1e9}
 
@@ -92,8 +100,8 @@ def picture():
 def test_images_arrive_pixel_by_pixel(tmp_path):
     tensorboard, gallery = TensorBoardLogger(tmp_path), Gallery()
     for logger in (tensorboard, gallery):
-        assert takes_images(logger)
-        log_images(logger, {"depth/shift_ratio": picture()}, 7)
+        assert "images" in takes(logger)
+        log_shown(logger, Shown({}, images={"depth/shift_ratio": picture()}), 7)
     (event,) = events(tensorboard).Images("depth/shift_ratio")
     assert event.step == 7
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), picture())
@@ -102,31 +110,60 @@ def test_images_arrive_pixel_by_pixel(tmp_path):
     assert np.array_equal(image, picture())
 
 
-def test_a_logger_of_numbers_is_sent_nothing_else(tmp_path):
+def test_a_logger_of_numbers_is_sent_one_row_and_told_once_what_is_missing(tmp_path, caplog):
     logger = CSVLogger(tmp_path)
-    assert not takes_images(logger)
-    log_images(logger, {"depth/shift_ratio": picture()}, 7)
-    log_histograms(logger, {"preactivation/head": torch.randn(10)}, 7)
-    lay_out_charts(logger, ["shift_ratio"])
-    assert not Path(logger.log_dir).exists()
+    shown = Shown(
+        scalars=SCALARS,
+        bands={"band/shift_ratio/median": 0.1},
+        images={"depth/shift_ratio": picture()},
+        histograms={"preactivation/head": torch.randn(10)},
+        texts={"verdict": "nothing is the matter."},
+    )
+    assert takes(logger) == set()
+    with caplog.at_level("INFO"):
+        say_what_is_not_taken([logger], ["images", "texts"])
+    assert caplog.messages == ["ShiftMonitor: CSVLogger is given scalars, but no images and no texts."]
+    lay_out_charts(logger, charts(["shift/dead_units_max"], ["shift_ratio"]))
+    log_shown(logger, shown, 7)
+    logger.save()
+    (row,) = csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines())
+    assert row.keys() == {*SCALARS, "step"}
+    assert [path.name for path in Path(logger.log_dir).iterdir()] == ["metrics.csv"]
+
+
+def test_a_logger_that_takes_all_is_told_nothing(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        say_what_is_not_taken([TensorBoardLogger(tmp_path)], ["images", "histograms", "texts"])
+        assert caplog.messages == []
+        say_what_is_not_taken([], ["images"])
+    assert "without a logger" in caplog.text
+
+
+def test_texts_and_bands_reach_tensorboard(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    log_shown(logger, Shown({"a": 1.0}, bands={"band/a": 2.0}, texts={"verdict": "*all* is well"}), 7)
+    (event,) = events(logger).Tensors("verdict/text_summary")
+    assert (event.step, event.tensor_proto.string_val[0]) == (7, b"*all* is well")
+    assert scalars(logger) == {"a": [(7, 1.0)], "band/a": [(7, 2.0)]}
 
 
 def test_histograms_hold_the_values(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     values = torch.randn(4096)
-    log_histograms(logger, {"preactivation/head": values}, 7)
+    log_shown(logger, Shown({}, histograms={"preactivation/head": values}), 7)
     (event,) = events(logger).Histograms("preactivation/head")
     found = event.histogram_value
     assert (event.step, found.num) == (7, 4096)
     assert (found.min, found.max) == (values.min().item(), values.max().item())
     counts = np.histogram(values.numpy(), [-np.inf, *found.bucket_limit])[0]
     assert np.array_equal(counts, found.bucket)
+    assert len(found.bucket) <= 66  # the 1,500 of TensorBoard's own would take 24 KB
 
 
 def test_histograms_leave_out_what_is_not_finite(tmp_path):
     logger, gap = TensorBoardLogger(tmp_path), torch.full((10,), torch.nan)
     values = {"unseen": gap, "diverged": torch.cat((gap, torch.tensor([1.0, 2.0, torch.inf])))}
-    log_histograms(logger, values, 7)
+    log_shown(logger, Shown({}, histograms=values), 7)
     found = events(logger)
     assert found.Tags()["histograms"] == ["diverged"]
     assert found.Histograms("diverged")[0].histogram_value.num == 2
@@ -135,14 +172,17 @@ def test_histograms_leave_out_what_is_not_finite(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "run"], ids=["plain", "prefixed"])
 def test_each_statistic_has_a_chart_of_all_its_layers_and_of_nothing_else(prefix, tmp_path):
     logger = TensorBoardLogger(tmp_path, prefix=prefix)
-    statistics = ["input_mean", "input_mean_spread", "shift_ratio"]
+    statistics = ["shift_ratio", "input_mean", "input_mean_spread"]
     tags = {f"{statistic}/{layer}" for statistic in statistics for layer in ("body.0", "head", "input_mean/deep")}
-    lay_out_charts(logger, statistics)
-    log_scalars(logger, dict.fromkeys([*tags, "val_input_mean/head"], 1.0), 0)
-    (category,) = layout(logger).category
-    assert [chart.title for chart in category.chart] == statistics
+    first = ["shift/dead_units_max", "shift/shift_ratio_max"]
+    lay_out_charts(logger, charts(first, statistics))
+    log_scalars(logger, dict.fromkeys([*tags, *first, "val_input_mean/head"], 1.0), 0)
+    read_first, by_layer = layout(logger).category
+    assert [chart.title for chart in read_first.chart] == first
+    lines = [chart for chart in by_layer.chart if chart.HasField("multiline")]
+    assert [chart.title for chart in lines] == statistics
     written = set(scalars(logger))
-    for chart in category.chart:
+    for chart in (*lines, *read_first.chart):
         shown = {tag for tag in written if any(re.search(pattern, tag) for pattern in chart.multiline.tag)}
-        assert shown == {tag for tag in written if tag.removeprefix("run-").startswith(f"{chart.title}/")}
-        assert len(shown) == 3
+        assert shown == {tag for tag in written if f"{tag.removeprefix('run-')}/".startswith(f"{chart.title}/")}
+        assert len(shown) == (3 if chart in lines else 1)

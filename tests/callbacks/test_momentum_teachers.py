@@ -184,7 +184,8 @@ VERBS = {
 def test_a_teacher_follows_its_student_in_every_verb(verb):
     model, inputs = Both(), torch.rand(32, 12)
     before = copy.deepcopy(model.teacher.state_dict())
-    VERBS[verb](model, inputs)
+    with pytest.warns(UserWarning, match=r"copies of trained ones: 'teacher.0.weight'.*exclude leaves them alone"):
+        VERBS[verb](model, inputs)
     assert are_equal(model)
     after = model.teacher.state_dict()
     assert any(name not in after or not torch.equal(value, after[name]) for name, value in before.items())
@@ -208,3 +209,32 @@ def test_a_copy_is_left_out_with_its_original_and_where_exclude_names_it(pattern
     plan = plan_constraints(Both(), exclude=[pattern])
     taken = ["student.0.weight"] * ("student" not in pattern) + ["student.2.weight", "teacher.2.weight"]
     assert list(plan.weights) == taken
+
+
+@pytest.mark.parametrize("verb", ["minibatch_init_", "constrain"])
+def test_a_copy_follows_its_original_unless_exclude_names_it(verb):
+    inputs, call = (
+        torch.rand(32, 12),
+        {"minibatch_init_": minibatch_init_, "constrain": lambda m, _, **k: constrain(m, **k)},
+    )
+    both = Both()
+    with pytest.warns(UserWarning, match="copies of trained ones"):
+        call[verb](both, inputs, include=["student.*"])
+    assert are_equal(both)
+    alone = Both()
+    before = copy.deepcopy(alone.teacher.state_dict())
+    call[verb](alone, inputs, include=["student.*"], exclude=["teacher.*"])
+    assert all(torch.equal(value, alone.teacher.state_dict()[name]) for name, value in before.items())
+    assert not are_equal(alone)
+
+
+def test_a_teacher_of_a_student_with_tied_weights_stays_its_copy():
+    model, inputs = Both(), torch.rand(32, 12)
+    model.student = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.Linear(12, 5))
+    model.student[2].weight = model.student[0].weight
+    model.teacher = copy.deepcopy(model.student).requires_grad_(False)
+    with pytest.warns(UserWarning, match="copies of trained ones"):
+        minibatch_init_(model, inputs)
+    ours, theirs = model(inputs)
+    torch.testing.assert_close(ours, theirs)
+    assert are_equal(model)

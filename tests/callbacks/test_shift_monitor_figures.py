@@ -139,16 +139,54 @@ def test_without_figures_there_are_scalars_and_charts_alone(fit):
 
 
 @both
-def test_one_chart_per_statistic_shows_all_of_its_layers(fit, statistics):
+def test_each_statistic_has_a_chart_of_all_layers_and_one_of_their_median_and_limits(fit, statistics):
     events = fit(ShiftMonitor(figures=False))
     (event,) = events.Tensors("custom_scalars__config__")
-    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
-    assert sorted(chart.title for chart in category.chart) == statistics
+    _, by_layer = Layout.FromString(event.tensor_proto.string_val[0]).category
     tags = events.Tags()["scalars"]
-    for chart in category.chart:
+    lines = [chart for chart in by_layer.chart if chart.HasField("multiline")]
+    assert sorted(chart.title for chart in lines) == statistics
+    for chart in lines:
         (pattern,) = chart.multiline.tag
         shown = [tag for tag in tags if re.match(pattern, tag)]
         assert sorted(shown) == [f"{chart.title}/{layer}" for layer in LAYERS]
+    limits = [chart.margin.series[0] for chart in by_layer.chart if chart.HasField("margin")]
+    assert len(limits) == len(statistics)
+    assert {tag for series in limits for tag in (series.value, series.lower, series.upper)} <= set(tags)
+
+
+@both
+def test_the_verdict_comes_as_text_with_each_drawing(fit):
+    events = fit(ShiftMonitor(every_n_steps=2, figures=False), max_steps=10)
+    found = {event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors("verdict/text_summary")}
+    assert list(found) == [0, 8]
+    assert all(text.startswith(("nothing is the matter", "what is the matter")) for text in found.values())
+
+
+def test_the_verdict_says_what_is_the_matter(make_project, fit):
+    project = make_project()
+    with torch.no_grad():
+        project.body[0].weight[0] = torch.nan
+    text = fit(ShiftMonitor(figures=False), project=project, max_steps=1).Tensors("verdict/text_summary")[0]
+    assert b"Not finite: the weights of 'body.0'" in text.tensor_proto.string_val[0]
+
+
+def test_gains_that_were_zero_before_the_step_explain_gradients_of_zero(make_project, fit):
+    project = make_project()
+    project.gain = torch.nn.Parameter(torch.zeros(16))
+    project.body.append(Gain(project.gain))
+    text = fit(ShiftMonitor(figures=False), project=project, max_steps=1).Tensors("verdict/text_summary")[0]
+    assert b"because the gains 'gain'" in text.tensor_proto.string_val[0]
+    assert project.gain.any()  # a control: the step has moved them
+
+
+class Gain(torch.nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, inputs):
+        return inputs * self.gain
 
 
 @both

@@ -165,6 +165,11 @@ def test_table_and_verdict_are_printed_and_files_written_and_nothing_else_is_lef
     assert not [path for path in Path("analysis").rglob("*") if path.suffix not in (".png", ".json", "")]
 
 
+def test_figures_have_the_format_of_the_flag(lcw):
+    lcw("analyze", "--figures=svg")
+    assert {path.suffix for path in Path("analysis").rglob("*.*")} == {".svg", ".json"}
+
+
 @pytest.mark.parametrize("kind", ["lcw", "none"])
 def test_numbers_are_those_that_the_monitor_logs_at_the_first_step(kind, lcw):
     lcw("analyze", f"--constraint.kind={kind}", "--output=report")
@@ -434,7 +439,7 @@ MISTAKES = {
     "pattern": (["--shift_monitor.include=[netwrk.*]"], 1, "'netwrk.*' matches no weight"),
     "no-batch": (["--trainer.limit_train_batches=0"], 1, "needs one training step, but ImageClassifier had no tra"),
     "file": (["--output={ckpt}"], 1, "a report goes into a folder, but"),
-    "in-features": (["--model.network.in_features=63"], 1, "shapes cannot be multiplied"),
+    "in-features": (["--model.network.in_features=63"], 1, "it takes 63 features, and got 64"),
     "other-checkpoint": (["--ckpt_path", "{ckpt}", "--model.network.width=8"], 1, "has the shape [16, 64], that of"),
 }
 
@@ -481,7 +486,7 @@ def test_help_says_what_it_does(capsys):
         main(["analyze", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert exit_.value.code == 0
-    assert "Run the first training step and report on every layer; nothing is trained and nothing logged." in said
+    assert "Report on every layer before the first step; nothing is trained and nothing" in said
     assert "--output OUTPUT The folder to write into." in said
     assert "Kinds of constraint to compare, each on the same weights and batch; as_built is the model alone" in said
-    assert "--ckpt_path CKPT_PATH A checkpoint whose weights are analyzed in place of freshly drawn ones" in said
+    assert "--ckpt_path CKPT_PATH The checkpoint that holds the weights" in said

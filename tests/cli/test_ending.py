@@ -45,7 +45,7 @@ def said(caplog):
 
     def make(tmp_path):
         caplog.clear()
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "lightning.pytorch"), caplog.at_level(logging.INFO):
             logging.getLogger("lightning.pytorch").addHandler(caplog.handler)
             Trainer(default_root_dir=tmp_path, accelerator="cpu", **settings)
             logging.getLogger("lightning.pytorch").removeHandler(caplog.handler)

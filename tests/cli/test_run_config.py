@@ -98,9 +98,8 @@ def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(lcw, ow
 
 
 @pytest.mark.filterwarnings("ignore:Experiment logs directory", "ignore:Checkpoint directory", "ignore:The dirpath")
-def test_the_same_run_and_its_evaluation_go_into_the_folder(lcw, own_version):
+def test_the_evaluation_of_a_run_goes_into_its_folder(own_version):
     config = (own_version / "config.yaml").read_text()
-    lcw("fit", *VERSION, "--trainer.max_epochs=1", "--test_after_fit=false")  # as a cluster starts a job again
     (path, *_) = (own_version / "checkpoints").glob("*.ckpt")
     main(["test", "--ckpt_path", str(path)])
     assert (own_version / "config.yaml").read_text() == config

@@ -363,7 +363,7 @@ def test_a_weight_that_something_else_computes_by_now_is_left_to_it():
     prune.l1_unstructured(model[7], "weight", amount=0.5)
     assert "7.weight" not in constrained_weights(model)
     with pytest.warns(
-        UserWarning, match=r"Linear.weight zero-sum, but a hook, such as that of pruning, computes it.*fold"
+        UserWarning, match=r"Linear.weight zero-sum, but something else, such as pruning.*computes it.*fold"
     ):
         drawn = {key: torch.rand_like(value) for key, value in model.state_dict().items()}
     model.load_state_dict(copy.deepcopy(drawn))
@@ -456,7 +456,7 @@ def test_somebody_elses_hooks_stay():
 
 MISTAKES = {
     "kind": (lambda model: constrain(model, "cwn", method="project"), "holds kind='lcw' alone, got 'cwn'"),
-    "method": (lambda model: constrain(model, method="penalize"), "methods parametrize, project; got 'penalize'"),
+    "method": (lambda model: constrain(model, method="penalize"), "method is one of 'parametrize', 'project'; got"),
     "parametrized": (
         lambda model: constrain(linearly_constrained(model[5]), method="project"),
         "are under lcw already",
@@ -530,3 +530,35 @@ def test_a_compiled_network_takes_the_same_path(residual, backend):
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     torch.testing.assert_close(train(compiled, sgd(momentum=0.9)), path, rtol=0, atol=1e-12)
     assert residual(model) < 1e-14
+
+
+def test_the_output_projection_of_attention_is_put_back_too(residual):
+    attention, tokens = nn.MultiheadAttention(8, 2), torch.rand(3, 2, 8)
+    constrain(attention, method="project")
+    with torch.no_grad():
+        attention.out_proj.weight.normal_()
+    with pytest.warns(UserWarning, match="Linear.weight zero-sum, but something wrote"):
+        attention(tokens, tokens, tokens)
+    assert residual(attention) < 1e-6
+
+
+def test_a_folded_network_has_the_outputs_of_one_that_was_written_to(residual):
+    model, inputs = projected().eval(), torch.rand(4, 2, 5, 5, dtype=torch.float64)
+    draw_again(model)
+    plain = fold(model)
+    with pytest.warns(UserWarning, match="centred now"):
+        torch.testing.assert_close(plain(inputs), model(inputs))
+    assert residual(plain) < 1e-14
+
+
+def test_another_parametrization_on_top_is_said_and_the_weight_released():
+    class Absolute(nn.Module):
+        def forward(self, weight):
+            return weight.abs()
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    constrain(model, method="project")
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Absolute())
+    with pytest.warns(UserWarning, match=r"such as pruning or a parametrization, computes it now.*fold"):
+        model(torch.rand(2, 4))
+    assert gradient_hooks(model) == [0, 0]

@@ -43,6 +43,65 @@ def test_boxes_show_their_quantiles():
     assert [axes.get_ylabel() for axes in figure.axes] == ["z", "", "dL/dz", ""]
 
 
+def rows_of(sizes):
+    """Boxes of as many layers as there are sizes, whose largest number is the size."""
+    return torch.tensor(sizes)[:, None] * torch.tensor([-1.0, -0.5, 0.1, 0.5, 1.0])
+
+
+def test_panels_that_are_compared_have_one_scale():
+    columns = {
+        "plain": {"z": rows_of([1.0, 2.0]), "dL/dz": rows_of([0.1])},
+        "LCW": {"z": rows_of([5.0, 4.0]), "dL/dz": rows_of([0.2])},
+    }
+    upper, lower = plot_boxes_by_layer(columns).axes[:2], plot_boxes_by_layer(columns).axes[2:]
+    for row, largest in ((upper, 5.0), (lower, 0.2)):
+        assert row[0].get_ylim() == row[1].get_ylim()
+        assert largest < row[0].get_ylim()[1] < 2 * largest
+
+
+@pytest.mark.parametrize("smallest", [1e-8, 1e-3, 0.05])
+def test_boxes_that_span_decades_stand_on_a_symmetric_logarithmic_axis(smallest):
+    columns = {"plain": {"dL/dz": rows_of([smallest, 0.1, 1.0])}, "LCW": {"dL/dz": rows_of([1.0, 1.0, 1.0])}}
+    figure = plot_boxes_by_layer(columns)
+    rgb_array(figure)
+    for axes in figure.axes:
+        assert axes.get_yscale() == "symlog"
+        assert axes.get_ylim() == pytest.approx((-1.5, 1.5))
+    axes = figure.axes[0]
+    heights = axes.transData.transform([(1, smallest), (1, 0), (1, -smallest), (1, 1), (1, -1)])[:, 1]
+    assert heights[0] - heights[2] > 0.02 * (heights[3] - heights[4])  # the smallest box can be seen
+    assert heights[0] + heights[2] == pytest.approx(2 * heights[1])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert {"0", "10⁰", "\N{MINUS SIGN}10⁰"} <= set(labels)
+    assert 3 <= len(labels) <= 13
+
+
+def test_boxes_of_vanished_gradients_are_lines_at_zero():
+    (axes,) = plot_boxes_by_layer({"": {"dL/dz": rows_of([1e-40, 0.0, 1.0])}}).axes
+    rgb_array(axes.figure)
+    assert axes.yaxis.get_transform().linthresh == pytest.approx(1e-12)
+
+
+@pytest.mark.parametrize(("layers", "named"), [(12, True), (13, False)])
+def test_few_layers_are_named_below_the_last_row(layers, named):
+    boxes = quantiles(torch.randn(layers, 99))
+    names = [f"net.{number}.conv" for number in range(layers)]
+    figure = plot_boxes_by_layer({"plain": {"z": boxes, "dL/dz": boxes}, "LCW": {"z": boxes, "dL/dz": boxes}}, names)
+    rgb_array(figure)
+    for axes in figure.axes[2:]:
+        shown_names = [label.get_text() for label in axes.get_xticklabels()]
+        assert (shown_names == [f"{number}.conv" for number in range(layers)]) is named
+        assert axes.get_xlabel() == ("" if named else "layer")
+    assert not any(label.get_visible() for axes in figure.axes[:2] for label in axes.get_xticklabels())
+
+
+def test_a_caption_says_what_boxes_and_whiskers_are():
+    for figure in (plot_boxes_by_layer({"": {"z": rows_of([1.0])}}), plot_boxes_by_unit({"layer 1": rows_of([1.0])})):
+        image = rgb_array(figure)
+        assert [text.get_text() for text in figure.texts] == ["boxes: quartiles and median; whiskers: 1 % and 99 %"]
+        assert (np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]) == 255).all()  # nothing is cut off
+
+
 def test_small_numbers_have_one_exponent_above_the_axis():
     figure = plot_boxes_by_layer(
         {"": {"z": quantiles(torch.randn(3, 99)), "dL/dz": quantiles(torch.randn(3, 99)) / 1e6}}

@@ -89,6 +89,12 @@ def test_few_layers_are_named_without_what_their_names_share():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a.linear", "b.linear", "…_is_long.linear"]
 
 
+@pytest.mark.parametrize(("layers", "named"), [(12, True), (13, False)])
+def test_up_to_twelve_layers_are_named(layers, named):
+    axes = axes_of("shift_ratio", [1.0] * layers)
+    assert ([label.get_text() for label in axes.get_xticklabels()] == [f"{n}.linear" for n in range(layers)]) is named
+
+
 def test_many_layers_are_numbered():
     axes = axes_of("shift_ratio", [1.0] * 50)
     assert axes.get_xlabel() == "layer"

@@ -12,13 +12,24 @@ DRAWS = torch.arange(11.0)[:, None].expand(11, 5).double()
 INF = float("inf")
 
 
-def test_the_line_is_the_median_and_the_band_goes_from_10_to_90_percent():
+def test_the_line_is_the_median_and_the_band_goes_from_it_to_90_percent():
     left, right = plot_preflight({"": 10**DRAWS}, {"": DRAWS}).axes
     for axes in (left, right):
         np.testing.assert_allclose(axes.lines[0].get_xydata(), [(n, 5.0) for n in range(1, 6)])
         heights = axes.collections[0].get_paths()[0].vertices[:, 1]
-        assert (heights.min(), heights.max()) == pytest.approx((1.0, 9.0))
+        assert (heights.min(), heights.max()) == pytest.approx((5.0, 9.0))
         assert axes.get_legend() is None
+
+
+def test_the_figure_says_what_it_shows_and_names_few_layers():
+    figure = plot_preflight({"": 10**DRAWS}, {"": DRAWS}, [f"net.{number}.linear" for number in range(5)])
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == [f"{number}.linear" for number in range(5)]
+        assert axes.get_xlabel() == ""
+        assert axes.get_title()
+        assert axes.get_ylabel()
+    (caption,) = figure.texts
+    assert caption.get_text() == "line: median of 11 draws of the weights; band: up to their 90th percentile"
 
 
 def test_labels_are_told_apart():

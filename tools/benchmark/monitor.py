@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import MLP, ConstraintCallback, ImageClassifier, MinibatchInitCallback, ShiftMonitor
-from lcw_lightning.callbacks.shift_monitor import PLOTTED_SAMPLES
+from lcw_lightning.callbacks.sample_log import PLOTTED_SAMPLES
 from tools.benchmark.timing import FEWEST, Settings
 
 EVERY = 10  # steps between samples here, so that few steps have enough samples
