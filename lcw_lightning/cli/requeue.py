@@ -7,8 +7,8 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
-import fsspec
 import torch
+from fsspec.core import url_to_fs
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -57,7 +57,7 @@ class Requeue(Callback):
 
     def own_checkpoint(self, folder: str) -> str | None:
         """Return the path of the newest checkpoint in the folder that a requeue of this run wrote."""
-        fs, local = fsspec.url_to_fs(folder)
+        fs, local = url_to_fs(folder)
         names = [str(path).rpartition("/")[2] for path in fs.glob(f"{local}/hpc_ckpt_*.ckpt")]
         numbers = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"hpc_ckpt_(\d+)\.ckpt", name)))
         paths = [os.path.join(folder, f"hpc_ckpt_{number}.ckpt") for number in reversed(numbers)]

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import fsspec
+from fsspec.core import url_to_fs
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -60,7 +61,7 @@ class SaveConfigBesideLogs(SaveConfigCallback):
 
 def _compare(path: str, text: str) -> tuple[bool, bool]:
     """Return whether there is a file, and whether it is of another run than that of ``text``."""
-    fs, local = fsspec.url_to_fs(path)
+    fs, local = url_to_fs(path)
     if not fs.isfile(local):
         return False, False
     return True, SLURMEnvironment.job_id() is None or fs.read_text(local) != text

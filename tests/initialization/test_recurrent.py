@@ -209,7 +209,7 @@ def test_in_training_the_same_forward_computes_with_the_new_weights(make, kind):
         output, _ = layer(BATCH)
         assert not waiting
         again, _ = layer(BATCH)
-    assert torch.equal(output, again)
+    torch.testing.assert_close(output, again)  # in torch 2.6 a plain LSTM's kernels differ in the last bit
     assert list(layer._forward_pre_hooks) == hooks
     output.sum().backward()
     assert all(parameter.grad.any() for ref in named_weights(layer).values() for parameter in ref.parameters)
@@ -443,7 +443,8 @@ def test_a_momentum_teacher_stays_a_copy_whichever_is_called_first(first):
             network[name].attention(states, states, states)
 
     network.forward = forward
-    minibatch_init_(network, BATCH)
+    with pytest.warns(UserWarning, match="frozen, but changed as copies of trained ones"):
+        minibatch_init_(network, BATCH)
     assert largest_miss(gates_of(network.student.gru, SEQUENCES)) < 1e-3
     assert not network.student.gru.bias_hh_l0.any()
     for key, value in network.student.state_dict().items():
