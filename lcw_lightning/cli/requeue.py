@@ -7,6 +7,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
+import fsspec
 import torch
 from fsspec.core import url_to_fs
 from jsonargparse import Namespace
