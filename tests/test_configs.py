@@ -201,6 +201,6 @@ def test_the_digits_run_keeps_its_best_checkpoint_beside_its_last(tmp_path):
     paths = {path.name: torch.load(path) for path in tmp_path.glob("**/*.ckpt")}
     assert set(paths) == {"best.ckpt", "last.ckpt"}
     assert paths["last.ckpt"]["epoch"] == 2
-    (kept,) = (state for name, state in paths["last.ckpt"]["callbacks"].items() if "ModelCheckpoint" in name)
+    (kept,) = (state for name, state in paths["last.ckpt"]["callbacks"].items() if "'val/accuracy'" in name)
     assert kept["best_model_path"].endswith("best.ckpt")
     assert paths["best.ckpt"]["epoch"] <= 2

@@ -115,6 +115,7 @@ def train(run: Run, folder: Path, device: str, data_dir: Path | None) -> dict:
         *("fit", "--config", str(CONFIGS / f"{run.network}_{run.data}.yaml")),
         *("--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
         *("--shift_monitor.every_n_steps=0", "--test_after_fit=false"),
+        "--trainer.callbacks=null",  # those of the config, such as a best checkpoint
         "--loss_watch.if_not_finite=warn",  # the recorder ends a run that has diverged, and records it
         *("--trainer.callbacks+=tools.reproduce.training.EpochRecorder", f"--trainer.callbacks.name={run.name}"),
         *("--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", f"--trainer.callbacks.dirpath={folder}"),
