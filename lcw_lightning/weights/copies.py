@@ -19,7 +19,8 @@ def momentum_copies(model: nn.Module) -> dict[str, str]:
 
     A teacher is a frozen submodule whose class, and whose names and values of parameters and buffers, are those of
     exactly one submodule that is not frozen. Of nested ones the largest counts. Where several match, as the equal
-    layers of a new :class:`torch.nn.TransformerEncoder` do, the frozen one is no copy of any.
+    layers of a new :class:`torch.nn.TransformerEncoder` do, the frozen one is no copy of any. Within a
+    model of peft the frozen modules are the base, which peft keeps beside trained copies of it.
 
     Example:
         >>> import copy
@@ -30,7 +31,12 @@ def momentum_copies(model: nn.Module) -> dict[str, str]:
         {'teacher.weight': 'student.weight'}
     """
     modules = {name: module for name, module in model.named_modules() if _may_be_compared(module)}
-    frozen = {name: module for name, module in modules.items() if not _is_trained(module)}
+    adapted = [f"{name}." for name, module in model.named_modules() if type(module).__module__.startswith("peft.")]
+    frozen = {
+        name: module
+        for name, module in modules.items()
+        if not _is_trained(module) and not any(name.startswith(prefix.lstrip(".")) for prefix in adapted)
+    }
     if not frozen:
         return {}
     students: dict[Any, list[str]] = {}

@@ -18,9 +18,10 @@ class Base(nn.Module):
         return self.head(self.body(inputs))
 
 
-def adapted(lightning, lr=0.1):
+def adapted(lightning, lr=0.1, **settings):
     peft = pytest.importorskip("peft")
-    network = peft.get_peft_model(Base(), peft.LoraConfig(target_modules=["0", "2", "head"], r=4))
+    targets = {"target_modules": ["0", "2", "head"]} | settings
+    network = peft.get_peft_model(Base(), peft.LoraConfig(r=4, **targets))
 
     class Tuned(lightning.LightningModule):
         def __init__(self):
@@ -51,6 +52,16 @@ def test_no_tensor_of_the_frozen_base_changes(lightning, make_trainer, loader):
     assert len(base) == 6
     assert base.isdisjoint(changed(module, before))
     assert any("lora" in name for name in changed(module, before))
+
+
+def test_the_base_that_peft_keeps_beside_a_trained_head_does_not_change(lightning, make_trainer, loader):
+    module = adapted(lightning, target_modules=["0", "2"], modules_to_save=["head"])
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    make_trainer().fit(module, loader)
+    base = {name for name in before if "base_layer" in name or "original_module" in name}
+    print(f"{len(base)} tensors of the base, {len(base & set(changed(module, before)))} changed")
+    assert len(base) == 6
+    assert base.isdisjoint(changed(module, before))
 
 
 def test_control_a_base_that_is_not_frozen_changes(lightning, make_trainer, loader):
