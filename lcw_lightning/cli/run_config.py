@@ -36,8 +36,9 @@ def text_of_run(parser: LightningArgumentParser, config: Namespace) -> str:
 class SaveConfigBesideLogs(SaveConfigCallback):
     """Write the run's ``config.yaml`` into its log folder. Without a logger there is no folder, and nothing is written.
 
-    A file that is there stays. It is no obstacle to evaluation, nor to a SLURM job that was requeued and finds the file
-    of its first start. Any other file is: then all ranks raise, and nothing is written.
+    A file that is there stays. It is no obstacle to evaluation, nor to a run that goes on from a checkpoint in its
+    folder, nor to a SLURM job that was requeued and finds the file of its first start. Any other file is: then all
+    ranks raise, and nothing is written.
     """
 
     @override
@@ -48,7 +49,7 @@ class SaveConfigBesideLogs(SaveConfigCallback):
         text = text_of_run(self.parser, self.config)
         here = _compare(path, text) if trainer.is_global_zero else (False, False)
         is_there, is_other = trainer.strategy.broadcast(here)
-        if is_other and trainer.state.fn == TrainerFn.FITTING:
+        if is_other and trainer.state.fn == TrainerFn.FITTING and not self._goes_on(trainer):
             raise FileExistsError(
                 f"the run's folder {trainer.log_dir} holds another run, with its {self.config_filename}: name another, "
                 "such as --trainer.logger.init_args.version, or move that one away."
@@ -57,6 +58,11 @@ class SaveConfigBesideLogs(SaveConfigCallback):
             with fsspec.open(path, "w", auto_mkdir=True) as file:
                 file.write(text)
         self.already_saved = True
+
+    def _goes_on(self, trainer: Trainer) -> bool:
+        """Return whether a run resumes from a checkpoint in its own folder, as one with a name does."""
+        checkpoint = Path(str(self.config.get("ckpt_path")))  # the trainer does not know it yet
+        return checkpoint.absolute().parent.parent == Path(str(trainer.log_dir)).absolute()
 
 
 def _compare(path: str, text: str) -> tuple[bool, bool]:

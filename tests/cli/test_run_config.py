@@ -103,3 +103,16 @@ def test_the_evaluation_of_a_run_goes_into_its_folder(own_version):
     (path, *_) = (own_version / "checkpoints").glob("*.ckpt")
     main(["test", "--ckpt_path", str(path)])
     assert (own_version / "config.yaml").read_text() == config
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:The dirpath", "ignore:Experiment logs")
+def test_a_named_run_goes_on_in_its_folder(lcw):
+    lcw("fit", "--run_name=mine", "--trainer.max_epochs=1", "--test_after_fit=false")
+    folder = Path("lightning_logs/mine")
+    config = (folder / "config.yaml").read_text()
+    (path, *_) = (folder / "checkpoints").glob("*.ckpt")
+    main(["fit", "--ckpt_path", str(path), "--trainer.max_epochs=2", "--test_after_fit=false"])
+    assert max(torch.load(found)["epoch"] for found in (folder / "checkpoints").glob("*.ckpt")) == 1
+    assert (folder / "config.yaml").read_text() == config
+    with pytest.raises(SystemExit, match="holds another run"):
+        lcw("fit", "--run_name=mine", "--trainer.max_epochs=2", "--test_after_fit=false")
