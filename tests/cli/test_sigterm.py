@@ -24,7 +24,11 @@ def test_fit_ended_by_a_signal_has_its_status_and_names_the_command_that_goes_on
     command = [*LCW, "fit", "--config", CONFIG, *FLAGS, *SMALL]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as run:
         deadline = time.monotonic() + 90
-        while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < deadline and run.poll() is None:
+        while (
+            not list(tmp_path.glob("lightning_logs/*/checkpoints/*.ckpt"))
+            and time.monotonic() < deadline
+            and run.poll() is None
+        ):
             time.sleep(0.2)  # until the first epoch has ended
         time.sleep(0.5)  # until the checkpoint is complete
         run.send_signal(sent)
