@@ -18,6 +18,9 @@ __all__ = [
     "release_parameter",
 ]
 
+ROUNDINGS = 8
+"""The drift, in units of the dtype's resolution of the norm, that a few products by a factor may leave: it stays."""
+
 NOTICED = 0.01
 """The part of a weight's norm from which on its centring is said."""
 
@@ -84,7 +87,7 @@ class CentredGradient:
         centred = parameter.detach().clone()
         centre_units_(centred, self.transposed_groups, spare_rounding=True)
         moved = (parameter - centred).norm()
-        if moved > 0:
+        if moved > ROUNDINGS * torch.finfo(parameter.dtype).eps * centred.norm():
             parameter.copy_(centred)
         self.version = count_writes(parameter)
         return bool(moved > NOTICED * centred.norm())

@@ -562,3 +562,21 @@ def test_another_parametrization_on_top_is_said_and_the_weight_released():
     with pytest.warns(UserWarning, match=r"such as pruning or a parametrization, computes it now.*fold"):
         model(torch.rand(2, 4))
     assert gradient_hooks(model) == [0, 0]
+
+
+def test_rounding_of_a_few_products_is_not_written_into_a_weight_that_a_graph_holds():
+    layer, inputs = nn.Linear(3, 2000), torch.rand(4, 3)
+    constrain(layer, method="project")
+    layer(inputs)
+
+    @torch.no_grad()
+    def rescale(*_):  # in the call itself, as minibatch initialization does
+        handle.remove()
+        for factor in (1.1, 0.7, 1.3, 0.9):
+            layer.weight.mul_(factor)
+
+    handle = layer.register_forward_pre_hook(rescale)
+    first = layer(inputs)
+    second = layer(inputs)
+    assert torch.equal(first, second)
+    (first + second).sum().backward()
