@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -189,7 +188,7 @@ def test_a_deep_plain_network_is_found_sick(lcw, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "Gradients vanish: rms(z) x norm(dL/dz) falls by" in said
     assert "it is smallest in 'network.hidden.0.linear'" in said
-    assert re.search(r"Activation shift in (30|31) of 31 layers", said)
+    assert "Activation shift in 30 of 31 layers" in said
     assert "--constraint.kind=lcw" in said
     assert "minibatch_init_(" not in said  # which has been done
 
@@ -486,7 +485,7 @@ def test_help_says_what_it_does(capsys):
         main(["analyze", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert exit_.value.code == 0
-    assert "Report on every layer before the first step; nothing is trained and nothing" in said
+    assert "Report on every layer before the first step; nothing is trained and nothing logged." in said
     assert "--output OUTPUT The folder to write into." in said
     assert "Kinds of constraint to compare, each on the same weights and batch; as_built is the model alone" in said
     assert "--ckpt_path CKPT_PATH The checkpoint that holds the weights" in said
