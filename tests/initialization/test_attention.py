@@ -10,15 +10,9 @@ from torch import nn
 
 from lcw_lightning import constrain, minibatch_init_
 from lcw_lightning.initialization.minibatch import new_outcome, rescale_on_first_forward
+from tests.kinds import KINDS
 
 WIDTH, HEADS = 8, 2
-KINDS = {
-    "none": partial(constrain, kind="none"),
-    "lcw": constrain,
-    "project": partial(constrain, method="project"),
-    "cwn": partial(constrain, kind="cwn"),
-    "wn": partial(constrain, kind="wn"),
-}
 kinds = pytest.mark.parametrize("kind", KINDS)
 granularities = pytest.mark.parametrize("granularity", ["layer", "unit"])
 with_and_without_gradients = pytest.mark.parametrize("gradients", [False, True], ids=["without", "with"])

@@ -1,7 +1,6 @@
 """Minibatch initialization of layers that draw random numbers, return tuples, take keywords or are never called."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -9,16 +8,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lcw_lightning import constrain, fold, minibatch_init_
+from lcw_lightning import fold, minibatch_init_
 from lcw_lightning.initialization.minibatch import new_outcome, rescale_on_first_forward
+from tests.kinds import KINDS
 
-KINDS = {
-    "none": partial(constrain, kind="none"),
-    "lcw": constrain,
-    "project": partial(constrain, method="project"),
-    "cwn": partial(constrain, kind="cwn"),
-    "wn": partial(constrain, kind="wn"),
-}
 HAVE_GAINS = KINDS["cwn"], KINDS["wn"]
 kinds = pytest.mark.parametrize("constrained", KINDS.values(), ids=KINDS)
 granularities = pytest.mark.parametrize("granularity", ["layer", "unit"])

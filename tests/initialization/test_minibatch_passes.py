@@ -1,7 +1,6 @@
 """How often minibatch initialization runs each layer, what layers send meanwhile, and what it leaves for training."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -13,14 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lcw_lightning import constrain, fold, minibatch_init_
 from lcw_lightning.initialization.minibatch import rescale_on_first_forward
+from tests.kinds import KINDS
 
-KINDS = {
-    "none": partial(constrain, kind="none"),
-    "lcw": constrain,
-    "project": partial(constrain, method="project"),
-    "cwn": partial(constrain, kind="cwn"),
-    "wn": partial(constrain, kind="wn"),
-}
 kinds = pytest.mark.parametrize("kind", KINDS)
 with_and_without_gradients = pytest.mark.parametrize("gradients", [False, True], ids=["without", "with"])
 IMAGES = torch.rand(16, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

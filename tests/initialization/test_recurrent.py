@@ -15,6 +15,7 @@ from lcw_lightning import constrain, minibatch_init_
 from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.initialization.minibatch import new_outcome, rescale_on_first_forward
 from lcw_lightning.weights.weight_ref import named_weights
+from tests.kinds import KINDS
 
 FEATURES, HIDDEN = 6, 5
 SEQUENCES = list(torch.randn(12, 9, FEATURES, generator=torch.Generator().manual_seed(0)) + 0.5)
@@ -27,13 +28,6 @@ LAYERS = {
     "GRU": partial(nn.GRU, num_layers=2, bidirectional=True),
     "tanh": partial(nn.RNN, num_layers=2, bidirectional=True),
     "ReLU": partial(nn.RNN, num_layers=2, bidirectional=True, nonlinearity="relu"),
-}
-KINDS = {
-    "none": partial(constrain, kind="none"),
-    "lcw": constrain,
-    "project": partial(constrain, method="project"),
-    "cwn": partial(constrain, kind="cwn"),
-    "wn": partial(constrain, kind="wn"),
 }
 layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 kinds = pytest.mark.parametrize("kind", KINDS)
