@@ -1,4 +1,7 @@
-"""Load constrained and plain checkpoints into each other, safely and bit for bit."""
+"""Load a checkpoint of a constrained run, safely and bit for bit, into a module that is constrained or plain.
+
+Plain checkpoints load into constrained modules by :mod:`lcw_lightning.constraints.plain_weights`.
+"""
 
 import copy
 import os
@@ -18,7 +21,7 @@ from lcw_lightning.checkpoints.all_or_nothing import describe_misfit
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.checkpoints.record import Record, parametrization_key, read_record
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, computes_as_its_kind
-from lcw_lightning.constraints.registration import right_inverse
+from lcw_lightning.constraints.plain_weights import right_inverse
 from lcw_lightning.weights.freshness import mark_initialized
 from lcw_lightning.weights.weight_ref import named_weights
 

@@ -9,10 +9,8 @@ from torch.nn.utils import parametrize
 from lcw_lightning.compat import flat_weight_names
 from lcw_lightning.constraints.copying import detached_copy
 from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.constraints.plain_weights import remove_plain_weight_hooks
 from lcw_lightning.constraints.projection import put_back_, release_
-from lcw_lightning.constraints.registration import (
-    remove_plain_weight_hooks,
-)
 from lcw_lightning.weights.settings import check_model
 from lcw_lightning.weights.weight_ref import named_weights
 

@@ -1,17 +1,14 @@
-"""Register a constraint on a layer, so that plain state dicts still load into it."""
+"""The base class of constraints, what can get one, and how a layer gets it."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
-from lcw_lightning.compat import hooks_before_load
 from lcw_lightning.constraints.copying import make_copyable
+from lcw_lightning.constraints.plain_weights import accept_plain_weight
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.constraints.weight_access import read_directly
 from lcw_lightning.weights.selection import listed
@@ -23,8 +20,6 @@ __all__ = [
     "constrainable_parameter",
     "obstacle_to",
     "register_constraint",
-    "right_inverse",
-    "remove_plain_weight_hooks",
 ]
 
 
@@ -78,7 +73,7 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     weight.grad = None  # it has the shape of the weight, not of its coordinates
     parametrize.register_parametrization(module, name, constraint)
-    module.register_load_state_dict_pre_hook(partial(_accept_plain_weight, name=name))  # type: ignore[no-untyped-call]
+    accept_plain_weight(module, name)
     read_directly(module, name)
     make_copyable(module)
     return module
@@ -123,39 +118,3 @@ def _held_by(ref: WeightRef) -> str | None:
         held: Any = ref.layer.parametrizations[ref.name]  # type: ignore[index]
         return f"parametrized already by {' and '.join(type(one).__name__ for one in held)}"
     return "held by method='project' already" if is_projected(ref) else None
-
-
-def right_inverse(constraint: Constraint, weight: Tensor) -> dict[str, Tensor]:
-    """Return, by name, the tensors to train for the nearest weight to ``weight`` that the constraint can represent."""
-    originals = cast("Any", constraint).right_inverse(weight)
-    if isinstance(originals, Sequence):
-        return {f"original{number}": original for number, original in enumerate(originals)}
-    return {"original": originals}
-
-
-def remove_plain_weight_hooks(module: nn.Module) -> None:
-    """Remove the hooks by which :func:`register_constraint` lets plain state dicts load into a layer."""
-    hooks = hooks_before_load(module)
-    for key, wrapped in list(hooks.items()):
-        if getattr(wrapped.hook, "func", None) is _accept_plain_weight:
-            del hooks[key]
-
-
-@torch.no_grad()
-def _accept_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any, name: str) -> None:
-    """Replace a plain ``weight``, or that of the old weight_norm, by the tensors that the constraint trains."""
-    gains, directions = (state_dict.get(f"{prefix}{name}_{part}") for part in "gv")
-    if gains is not None and directions is not None:
-        del state_dict[f"{prefix}{name}_g"], state_dict[f"{prefix}{name}_v"]
-        dim = next((dim for dim, size in enumerate(gains.shape) if size > 1), 0)
-        state_dict[prefix + name] = torch._weight_norm(directions, gains, dim)
-    plain = state_dict.get(prefix + name)
-    if plain is None or not parametrize.is_parametrized(module, name):
-        return
-    constraint: Any = module.parametrizations[name][0]  # type: ignore[index]
-    if plain.shape == constraint.weight_shape:
-        key = f"{prefix}parametrizations.{name}"
-        fresh = type(constraint)(plain, constraint.transposed_groups)
-        del state_dict[prefix + name]
-        state_dict.update({f"{key}.{held}": value for held, value in right_inverse(fresh, plain).items()})
-        state_dict.update({f"{key}.0.{held}": value for held, value in fresh.named_buffers()})

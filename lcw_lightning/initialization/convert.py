@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lcw_lightning.constraints.constrain import constrain_as_planned
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, kind_of
+from lcw_lightning.constraints.plain_weights import right_inverse
 from lcw_lightning.constraints.plan import plan_constraints
-from lcw_lightning.constraints.registration import right_inverse
 from lcw_lightning.initialization.mean_restoration import MeanRestoration, exchanged
 from lcw_lightning.observation.compiled import eager_mode
 from lcw_lightning.weights.failing_layer import run_network
