@@ -1,0 +1,75 @@
+"""The tables of README.md, docs/ and results/ are those of the JSON files."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tools import readme
+from tools.benchmark import __main__ as benchmark
+from tools.records import ROOT
+from tools.reproduce import __main__ as reproduce
+
+BLOCK = re.compile(r"<!-- (\S+): made by python -m tools\.\w+ -->")
+MLP100 = "sparse --networks sparse_mlp100"
+REPORTS = {  # what tools.reproduce is given to make a table, by the table's name
+    "digits": "digits",
+    "rnn": "rnn",
+    "convert": "convert",
+    "preflight": "preflight",
+    "fig5": "fig5",
+    "fig5_20epochs": "fig5 --epochs 20",
+    "sparse_40epochs": "sparse --networks sparse_mlp30 --epochs 40 --select-epochs 40 --rates 0.005 0.01 0.02",
+    "sparse_noclipping_1epochs": f"{MLP100} --no-gradient-clipping --epochs 1 --select-epochs 1 --rates 3e-5 1e-4 3e-4",
+    "sparse_2epochs": f"{MLP100} --epochs 2 --select-epochs 1 --rates 1e-3 3e-3 1e-2",
+}
+FOLDERS = {"preflight": "sparse", **{name: REPORTS[name].split()[0] for name in REPORTS if name != "preflight"}}
+
+
+@pytest.fixture
+def pages(monkeypatch, tmp_path):
+    """Let tools write into copies of the pages, whose tables are taken out; return the folder."""
+    monkeypatch.setattr(readme, "README", ROOT / "README.md")
+    copies = [(page, tmp_path / page.relative_to(ROOT)) for page in readme.pages()]
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    for page, copy in copies:
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(re.sub(r"(?s)(<!-- \S+: made by [^>]*-->\n).*?(<!-- /)", r"\1\2", page.read_text()))
+    return tmp_path
+
+
+def table(name: str, folder: Path) -> str:
+    """Return what stands between the comments that name a table, wherever that is."""
+    pages = [
+        path.read_text() for path in (folder / "README.md", *folder.glob("docs/*.md"), *folder.glob("results/*.md"))
+    ]
+    found = [page.partition(f"<!-- {name}: ")[2].partition(f"<!-- /{name} -->")[0] for page in pages]
+    return next(text for text in found if text)
+
+
+def test_every_table_is_known_here(pages):
+    names = {name for page in readme.pages() for name in BLOCK.findall(page.read_text())}
+    assert names == {*REPORTS, "benchmark"}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_table_is_that_of_the_json_files(name, pages):
+    stored = pages / "stored"  # curves are drawn beside the JSON files
+    shutil.copytree(ROOT / "results" / FOLDERS[name], stored, ignore=shutil.ignore_patterns("*.png"))
+    reproduce.main([*REPORTS[name].split(), "--report", f"--output={stored}"])
+    assert table(name, pages) == table(name, ROOT)
+
+
+def test_the_tables_of_what_constraints_cost_are_those_of_the_json_files(pages):
+    benchmark.main(["--report"])
+    assert table("benchmark", pages) == table("benchmark", ROOT)
+
+
+def test_every_json_file_was_made_at_a_clean_commit():
+    for path in ROOT.glob("results/**/*.json"):
+        content = json.loads(path.read_text())
+        records = content if isinstance(content, list) else [content]
+        for entry in (entry for record in records for entry in ([record] if "git" in record else record.values())):
+            assert re.fullmatch(r"[0-9a-f]{7,}", entry["git"]), path
