@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lcw_lightning.initialization.gate_factors import Factors, Statistics
-from lcw_lightning.initialization.recurrent_gates import CellWeights
-from lcw_lightning.initialization.recurrent_inputs import RecurrentCall
 from lcw_lightning.initialization.rescaling import PreactivationMoments, preactivation_moments
+from lcw_lightning.observation.recurrent_gates import CellWeights
+from lcw_lightning.observation.recurrent_inputs import RecurrentCall
 
 __all__ = ["Direction", "pooled"]
 

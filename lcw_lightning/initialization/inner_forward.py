@@ -12,20 +12,15 @@ from lcw_lightning.compat import is_transformed
 from lcw_lightning.initialization.attention_rescaling import PROJECTIONS, projected_values, rescale_projections_
 from lcw_lightning.initialization.first_forward import Rescaling
 from lcw_lightning.initialization.limits import UnscalableError
-from lcw_lightning.initialization.recurrent_inputs import Recurrent, RecurrentCall, suffixes
 from lcw_lightning.initialization.recurrent_rescaling import WEIGHTS, Scaled, Target, rescale_direction_
 from lcw_lightning.initialization.rescaling import forget_used_weights, rescale_layer_, zeroed
-from lcw_lightning.models.recurrent import SigmoidRNN
 from lcw_lightning.observation.observed_layers import observed_layers
+from lcw_lightning.observation.recurrent_inputs import Recurrent, RecurrentCall, is_known_recurrence, suffixes
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["InnerRescaling", "inner_layers"]
 
-_FORWARDS = (
-    *(nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward, SigmoidRNN.forward),
-    *(nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward, nn.MultiheadAttention.forward),
-)
 _OUTPUT = "out_proj.weight"
 _BIASES = ("bias_ih", "bias_hh", "in_proj_bias")
 
@@ -42,8 +37,12 @@ def inner_layers(model: nn.Module) -> dict[nn.Module, dict[str, WeightRef]]:
     return {
         observed.layer: observed.weights
         for observed in layers
-        if type(observed.layer).forward in _FORWARDS and "forward" not in vars(observed.layer)
+        if is_known_recurrence(observed.layer) or _is_known_attention(observed.layer)
     }
+
+
+def _is_known_attention(layer: nn.Module) -> bool:
+    return type(layer).forward is nn.MultiheadAttention.forward and "forward" not in vars(layer)
 
 
 class InnerRescaling:

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from lcw_lightning.initialization.limits import first_tensor
-from lcw_lightning.initialization.recurrent_inputs import WEIGHT, recurrent_input
 from lcw_lightning.initialization.rescaling import computes_as_torch, preactivation_moments
 from lcw_lightning.observation.observed_layers import observed_layers
+from lcw_lightning.observation.recurrent_inputs import WEIGHT, recurrent_input
 from lcw_lightning.weights.restoring import undisturbed
 from lcw_lightning.weights.ties import Places, parameter_places
 from lcw_lightning.weights.weight_ref import WeightRef

@@ -9,9 +9,9 @@ from torch import Tensor
 from lcw_lightning.initialization.gate_factors import Factors, Free, UnsettledError, find_factors
 from lcw_lightning.initialization.gate_statistics import Direction, pooled
 from lcw_lightning.initialization.limits import Operands, UnscalableError
-from lcw_lightning.initialization.recurrent_gates import GATES
-from lcw_lightning.initialization.recurrent_inputs import RecurrentCall, mode_of
 from lcw_lightning.initialization.rescaling import check_finite, has_gains, preactivation_moments, scale_weight_
+from lcw_lightning.observation.recurrent_gates import GATES
+from lcw_lightning.observation.recurrent_inputs import RecurrentCall, mode_of
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["WEIGHTS", "Scaled", "Target", "rescale_direction_"]

@@ -13,8 +13,8 @@ from lcw_lightning.observation.observed_layers import ObservedLayer
 
 __all__ = ["ChannelSums", "NetworkMoments", "Series", "split_channels"]
 
-Series = Literal[Quantity, "projection"]
-"""What is summed: the observed quantities, and w_i a for each weight vector that multiplies the input."""
+Series = Literal[Quantity, "projection", "gates"]
+"""What is summed: the observed quantities, w_i a for each weight vector that multiplies the input, and gates' z."""
 
 _LARGEST_COPY = 2**20  # numbers that are copied to float64 at a time
 
@@ -134,6 +134,8 @@ def _sum(values: Tensor, dims: list[int]) -> Tensor:
 def _width(layer: ObservedLayer, series: Series) -> int:
     if series == "projection":
         return layer.num_projections
+    if series == "gates":
+        return layer.gate_channels
     return layer.out_channels if series.startswith("preactivation") else layer.in_channels
 
 

@@ -1,12 +1,13 @@
 """Which layers can be observed, and where each has its input, its output and the weights between them."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from lcw_lightning.observation.recurrent_inputs import Recurrent, gate_names, is_known_recurrence
 from lcw_lightning.weights.restoring import at_rest
 from lcw_lightning.weights.selection import select_weights
 from lcw_lightning.weights.weight_ref import WeightRef
@@ -21,7 +22,7 @@ class ObservedLayer(NamedTuple):
 
     The output z of Linear and Bilinear layers, convolutions and attention is a preactivation. The input of a Bilinear
     layer is the first of its two. Attention counts as one layer from the query to the output of its output projection.
-    Recurrent layers and cells do not show the preactivations of their gates; their z is the hidden state.
+    The z of recurrent layers and cells is the hidden state; the preactivations of their gates are seen beside it.
 
     Example:
         >>> layer = observed_layers(nn.Sequential(nn.LSTM(3, 4, bidirectional=True)))["0"]
@@ -54,6 +55,16 @@ class ObservedLayer(NamedTuple):
         """Number of weight vectors that multiply the input: the rows of :meth:`input_units`."""
         first = next(iter(self.weights.values()))
         return self.out_channels if first.is_observable else len(self.input_units(self.units()))
+
+    @property
+    def gates(self) -> list[str]:
+        """Names of the gates of a recurrent layer, as :func:`gate_names` returns them; none where they are unknown."""
+        return gate_names(cast(Recurrent, self.layer)) if is_known_recurrence(self.layer) else []
+
+    @property
+    def gate_channels(self) -> int:
+        """Number of preactivations of all gates."""
+        return len(self.gates) * self._size("hidden_size")
 
     @property
     def bias(self) -> Tensor | None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from lcw_lightning.observation.hooks import Quantity, observe
 from lcw_lightning.observation.moments import ChannelSums, NetworkMoments, Series
 from lcw_lightning.observation.observed_layers import ObservedLayer
+from lcw_lightning.observation.recurrences import Recurrence, Recurrences
 from lcw_lightning.observation.samples import ValueSamples
-from lcw_lightning.observation.statistics import Statistic, WeightFacts, network_statistics
+from lcw_lightning.observation.statistics import Statistic, WeightFacts, gate_statistics, network_statistics
 
 __all__ = ["Snapshot"]
 
@@ -23,6 +24,7 @@ class Snapshot:
         device: On which they compute.
         gradient_scale: The factor that multiplies the gradients in this backward pass; statistics are divided by it.
         with_values: Keep samples of values, too.
+        over_time: Find the gradient of recurrent layers at each step, too.
 
     Example:
         >>> from torch import nn
@@ -41,6 +43,7 @@ class Snapshot:
         device: torch.device | str = "cpu",
         gradient_scale: float = 1.0,
         with_values: bool = False,
+        over_time: bool = False,
     ) -> None:
         self.layers = layers
         self.gradient_scale = gradient_scale
@@ -55,11 +58,15 @@ class Snapshot:
         self.facts: dict[str, WeightFacts] = {}
         self.samples = ValueSamples(list(layers)).to(device) if with_values else None
         self.seen: dict[tuple[str, Quantity], list[Tensor]] = {}
+        modules = {name: layer.layer for name, layer in layers.items()}
+        self.recurrences = Recurrences(modules, self._observe_gates, with_gradients=over_time)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Observe the layers within the block; outside it there are no hooks."""
-        with observe({name: layer.layer for name, layer in self.layers.items()}, self._observe):
+        # The gates come second, because the first replaces outputs by aliases.
+        modules = {name: layer.layer for name, layer in self.layers.items()}
+        with observe(modules, self._observe), self.recurrences.watching():
             yield
 
     def statistics(self) -> dict[str, dict[str, float]]:
@@ -76,6 +83,11 @@ class Snapshot:
             if Statistic.GRADIENT_STD in statistics:
                 statistics[Statistic.GRADIENT_STD] /= self.gradient_scale
         return {name: found[name] for name in (*forward_order, *found) if name in found}
+
+    def recurrence(self) -> Recurrence:
+        """Return what recurrent layers show inside their calls, after :meth:`statistics`; gates on all ranks."""
+        gates = gate_statistics(self.moments, {name: self.layers[name] for name in self.facts}, self.recurrences.left)
+        return Recurrence(gates, self.recurrences.gradients(self.gradient_scale), self.recurrences.left)
 
     def values_per_channel(self, series: Series) -> dict[str, int]:
         """Return how many values of a channel each layer has seen, on all ranks, after :meth:`statistics`."""
@@ -112,6 +124,10 @@ class Snapshot:
             self._add(name, "projection", self._projections(name, self.inputs[name]))
         if self.samples is not None and (part := self.samples.part(name, quantity, values, channel_dim)) is not None:
             self.seen.setdefault((name, quantity), []).append(part)
+
+    @torch.no_grad()
+    def _observe_gates(self, name: str, values: Tensor) -> None:
+        self._add(name, "gates", ChannelSums.of(values, values.shape[1], channel_dim=-1, count_zeros=False))
 
     def _projections(self, name: str, sums: ChannelSums) -> ChannelSums:
         """Return the sums of w_i a, computed from the sums of a."""

@@ -1,6 +1,7 @@
 """The statistics of activation shift: their definitions, how they are shown, and how they follow from moments."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Literal, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from lcw_lightning.observation.moments import NetworkMoments, Series
 from lcw_lightning.observation.observed_layers import ObservedLayer
 
-__all__ = ["Statistic", "WeightFacts", "network_statistics"]
+__all__ = ["GATE_STATISTICS", "Statistic", "WeightFacts", "gate_statistics", "network_statistics"]
 
 Scale = Literal["logarithmic", "linear", "fraction"]
 
@@ -68,6 +69,10 @@ class Statistic(str, Enum):
         return statistic
 
     __str__ = str.__str__  # before Python 3.11 there is no StrEnum
+
+
+GATE_STATISTICS = ("preactivation_mean", Statistic.PREACTIVATION_STD.value, Statistic.SHIFT_RATIO.value)
+"""What is known of each gate of a recurrent layer."""
 
 
 class WeightFacts(NamedTuple):
@@ -149,6 +154,29 @@ def network_statistics(
         triples = zip(values, column[::2], column[1::2], strict=True)
         found[name] = {statistic.value: number for statistic, number, count in triples if count > 0}
     return {name: statistics for name, statistics in found.items() if statistics}
+
+
+def gate_statistics(
+    moments: NetworkMoments, layers: Mapping[str, ObservedLayer], unknown: Collection[str] = ()
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return mean, standard deviation and shift ratio of the preactivations of gates, by layer and gate.
+
+    Args:
+        moments: As :func:`network_statistics` takes them.
+        layers: The layers to show.
+        unknown: Layers some of whose gates are NaN because they are not known; these gates are left out.
+    """
+    seen = moments.compute()
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, layer in ((name, layer) for name, layer in layers.items() if layer.gates):
+        columns = seen[:, moments.columns[name, "gates"]].view(len(seen), len(layer.gates), -1)
+        count, mean, variance = columns[0, :, 0], columns[1], columns[2].mean(1)
+        shift = (mean.square().mean(1) / variance).sqrt()
+        rows = torch.stack((mean.mean(1), variance.sqrt(), shift), dim=1).tolist()
+        for gate, row, number in zip(layer.gates, rows, count.tolist(), strict=True):
+            if number and not (name in unknown and math.isnan(row[0])):
+                found.setdefault(name, {})[gate] = dict(zip(GATE_STATISTICS, row, strict=True))
+    return found
 
 
 def _shift_angle_spread(

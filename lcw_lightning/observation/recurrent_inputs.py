@@ -9,14 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from lcw_lightning.initialization.recurrent_gates import CellWeights, State, Sweep, sweep
+from lcw_lightning.models.recurrent import SigmoidRNN
+from lcw_lightning.observation.recurrent_gates import GATES, CellWeights, State, Sweep, sweep
 
-__all__ = ["WEIGHT", "RecurrentCall", "Recurrent", "mode_of", "recurrent_input", "suffixes"]
+__all__ = [
+    "WEIGHT",
+    "Recurrent",
+    "RecurrentCall",
+    "gate_names",
+    "is_known_recurrence",
+    "mode_of",
+    "recurrent_input",
+    "rows_of",
+    "suffixes",
+]
 
 WEIGHT = re.compile(r"weight_(?P<of>ih|hh)_l(?P<number>\d+)(?P<reverse>_reverse)?")
 """Names of the weights with a bias; that of a projection has none."""
 
 Recurrent = nn.RNNBase | nn.RNNCellBase
+
+_FORWARDS = (
+    *(nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward, SigmoidRNN.forward),
+    *(nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward),
+)
 
 
 class RecurrentCall(NamedTuple):
@@ -28,6 +44,7 @@ class RecurrentCall(NamedTuple):
         rows: Inputs of all steps, shape ``(rows, features)``, in the order of a packed sequence.
         steps: Number of rows in each step.
         start: First states of all layers and directions, each of shape ``(layers * directions, batch, features)``.
+        order: By which a packed sequence sorts the sequences of a batch; None where it does not.
     """
 
     layer: Recurrent
@@ -35,13 +52,29 @@ class RecurrentCall(NamedTuple):
     rows: Tensor
     steps: Sequence[int]
     start: State
+    order: Tensor | None = None
 
     @classmethod
     def of(cls, layer: Recurrent, given: Any, state: Any = None) -> "RecurrentCall":
         """Return the call of the lowest layer for the arguments that the module was given."""
         rows, steps = _steps(layer, given)
         rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-        return cls(layer, 0, rows, steps, _start(layer, given, state, rows, steps))
+        call = cls(layer, 0, rows, steps, (), given.sorted_indices if isinstance(given, PackedSequence) else None)
+        return call._replace(start=call._zeros() if state is None else call.states_of(state))
+
+    def states_of(self, given: Tensor | State) -> State:
+        """Return states as the module takes and returns them, or their gradients, in the shape of ``start``."""
+        directions = sum(map(len, suffixes(self.layer)))
+        states = given if isinstance(given, tuple) else (given,)
+        states = tuple(each.detach().to(self.rows).reshape(directions, self.steps[0], -1) for each in states)
+        return states if self.order is None else tuple(each[:, self.order] for each in states)
+
+    def _zeros(self) -> State:
+        directions = sum(map(len, suffixes(self.layer)))
+        size = self.layer.hidden_size
+        hidden = self.rows.new_zeros(directions, self.steps[0], getattr(self.layer, "proj_size", 0) or size)
+        cells = self.rows.new_zeros(directions, self.steps[0], size)
+        return (hidden, cells) if mode_of(self.layer) == "LSTM" else (hidden,)
 
     def weights(self, suffix: str) -> CellWeights:
         """Return recurrent weights and biases of a direction as they are now; zero for biases that are not there."""
@@ -67,13 +100,14 @@ class RecurrentCall(NamedTuple):
         weights = self.weights(suffix) if weights is None else weights
         return sweep(mode_of(self.layer), weights, inputs, self.steps, start, suffix.endswith("_reverse"))
 
-    def above(self) -> "RecurrentCall":
+    def above(self, ran: Sequence[Sweep] = ()) -> "RecurrentCall":
         """Return the call of the next layer of the stack, whose inputs are this layer's outputs after dropout.
 
-        On a CPU dropout draws the masks that the stack draws.
+        On a CPU dropout draws the masks that the stack draws. The directions run unless it is given what they computed.
         """
         assert isinstance(self.layer, nn.RNNBase)
-        outputs = torch.cat([self.sweep(suffix).outputs for suffix in suffixes(self.layer)[self.number]], dim=1)
+        ran = ran or [self.sweep(suffix) for suffix in suffixes(self.layer)[self.number]]
+        outputs = torch.cat([each.outputs for each in ran], dim=1)
         rows = functional.dropout(outputs, self.layer.dropout, self.layer.training) if self.layer.dropout else outputs
         return self._replace(number=self.number + 1, rows=rows)
 
@@ -128,6 +162,31 @@ def suffixes(layer: Recurrent) -> list[list[str]]:
     return [[f"_l{number}{end}" for end in ends] for number in range(layer.num_layers)]
 
 
+def is_known_recurrence(layer: nn.Module) -> bool:
+    """Return whether a layer is recurrent and computes as torch's own do.
+
+    Example:
+        >>> is_known_recurrence(nn.GRUCell(3, 2)), is_known_recurrence(nn.Linear(3, 2))
+        (True, False)
+    """
+    return type(layer).forward in _FORWARDS and "forward" not in vars(layer)
+
+
+def gate_names(layer: Recurrent) -> list[str]:
+    """Return the names of all gates, each with the end that the names of its weights have.
+
+    Example:
+        >>> gate_names(nn.GRU(3, 4))
+        ['reset_gate_l0', 'update_gate_l0', 'candidate_gate_l0']
+    """
+    return [f"{gate}_gate{end}" for ends in suffixes(layer) for end in ends for gate in GATES[mode_of(layer)]]
+
+
+def rows_of(layer: Recurrent, values: Any) -> Tensor:
+    """Return the inputs of a layer, or what has the layout of its outputs, in the order of a packed sequence's rows."""
+    return _steps(layer, values)[0]
+
+
 def _steps(layer: Recurrent, given: Any) -> tuple[Tensor, list[int]]:
     if isinstance(given, PackedSequence):
         return given.data, given.batch_sizes.tolist()
@@ -138,16 +197,3 @@ def _steps(layer: Recurrent, given: Any) -> tuple[Tensor, list[int]]:
         return given, [1] * len(given)
     steps: Tensor = given.transpose(0, 1) if layer.batch_first else given
     return steps.flatten(0, 1), [steps.shape[1]] * len(steps)
-
-
-def _start(layer: Recurrent, given: Any, state: Any, rows: Tensor, steps: Sequence[int]) -> State:
-    """Return the first states, zero by default, in the order of the steps' rows."""
-    directions = sum(map(len, suffixes(layer)))
-    if state is None:
-        hidden = rows.new_zeros(directions, steps[0], getattr(layer, "proj_size", 0) or layer.hidden_size)
-        cells = rows.new_zeros(directions, steps[0], layer.hidden_size)
-        return (hidden, cells) if mode_of(layer) == "LSTM" else (hidden,)
-    states: State = state if isinstance(state, tuple) else (state,)
-    states = tuple(each.detach().to(rows).reshape(directions, steps[0], -1) for each in states)
-    order = given.sorted_indices if isinstance(given, PackedSequence) else None
-    return states if order is None else tuple(each[:, order] for each in states)

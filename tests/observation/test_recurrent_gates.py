@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from lcw_lightning.initialization.recurrent_gates import GATES
-from lcw_lightning.initialization.recurrent_inputs import RecurrentCall, mode_of, suffixes
+from lcw_lightning.observation.recurrent_gates import GATES
+from lcw_lightning.observation.recurrent_inputs import RecurrentCall, mode_of, suffixes
 
 KINDS = {
     "LSTM": nn.LSTM,

@@ -27,6 +27,10 @@ class CellWeights(NamedTuple):
     bias_hh: Tensor
 
 
+State = tuple[Tensor, ...]
+"""Of each sequence in a step: the hidden state, and the cell state of an LSTM."""
+
+
 class Sweep(NamedTuple):
     """What one direction of one layer computes, one row per step of each sequence.
 
@@ -35,15 +39,15 @@ class Sweep(NamedTuple):
             :math:`W_{hh} h_{t-1}`; for the candidate of a GRU :math:`r_t (W_{hn} h_{t-1})`.
         states: :math:`h_{t-1}`, shape ``(rows, outputs)``.
         outputs: :math:`h_t`, of the same shape.
+        steps: :math:`h_t` of each step by itself, in the order in which they are computed.
+        last: The last states of all sequences.
     """
 
     recurrent: Tensor
     states: Tensor
     outputs: Tensor
-
-
-State = tuple[Tensor, ...]
-"""Of each sequence in a step: the hidden state, and the cell state of an LSTM."""
+    steps: Sequence[Tensor]
+    last: State
 
 
 def sweep(
@@ -70,15 +74,18 @@ def sweep(
     cell, state, found = _CELLS[mode], start, []
     parts = torch.split(inputs, list(steps))
     for part in reversed(parts) if reverse else parts:
-        # Sequences are sorted by length: forwards the short ones end here, backwards they begin.
-        both, size = zip(state, start, strict=True), len(part)
-        state = tuple(torch.cat((now[:size], first[len(now) : size])) for now, first in both)
-        before = state[0]
-        recurrent, state = cell(part, before @ weights.hh.T, weights, state)
-        found.append((recurrent, before, state[0]))
+        # Sequences are sorted by length: forwards the short ones have ended, backwards they have not begun.
+        size = len(part)
+        before = tuple(each[:size] for each in state)
+        recurrent, after = cell(part, before[0] @ weights.hh.T, weights, before)
+        found.append((recurrent, before[0], after[0]))
+        both = zip(after, state, strict=True)
+        state = after if size == len(state[0]) else tuple(torch.cat((new, old[size:])) for new, old in both)
+    hidden = [after for _, _, after in found]
     if reverse:
         found.reverse()
-    return Sweep(*map(torch.cat, zip(*found, strict=True)))
+    recurrent, states, outputs = map(torch.cat, zip(*found, strict=True))
+    return Sweep(recurrent, states, outputs, hidden, state)
 
 
 def _rnn(activation: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, State]]:
