@@ -75,7 +75,7 @@ def analyze(
         raise ValueError("analyze() needs a batch of samples, got one of 0 samples.")
     inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    snapshot = Snapshot(layers, device, with_values=True)
+    snapshot = Snapshot(layers, device, with_values=True, over_time=True)
     reached: set[int] = set()
     step = partial(_step, network, inputs, targets, loss, reached)
     with torch.inference_mode(False), torch.enable_grad():
@@ -138,7 +138,7 @@ def report_of(
             "are read without calling it cannot be watched."
         )
     condition = condition_of(network, snapshot, statistics, plan, reached)
-    return Report(statistics, condition, loss, snapshot.values(), judged=facts)
+    return Report(statistics, condition, loss, snapshot.values(), judged=facts, recurrence=snapshot.recurrence())
 
 
 def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:

@@ -12,6 +12,7 @@ from lcw_lightning.observation.observed_layers import ObservedLayer
 from lcw_lightning.observation.snapshot import Snapshot
 from lcw_lightning.observation.statistics import Statistic
 from lcw_lightning.weights.plan import EXCLUDED, Plan
+from lcw_lightning.weights.restoring import at_rest
 
 __all__ = ["condition_of", "zero_gains"]
 
@@ -46,6 +47,10 @@ def condition_of(
         ],
         input_values=snapshot.values_per_channel("input"),
         gradient_values=snapshot.num_values("preactivation_gradient"),
+        gate_shift={
+            layer: max(row[Statistic.SHIFT_RATIO] for row in gates.values())
+            for layer, gates in snapshot.recurrence().gates.items()
+        },
         **_coverage(plan),
     )
 
@@ -67,5 +72,10 @@ def _coverage(plan: Plan) -> dict[str, Any]:
 
 
 def _sums_to_zero(layer: ObservedLayer) -> bool:
-    """Return whether all weights are under a zero-sum constraint, even if half precision rounds their sums."""
-    return all(is_zero_sum(ref) for ref in layer.weights.values())
+    """Return whether all weights are under a zero-sum constraint, even if half precision rounds their sums.
+
+    A weight with one number a unit cannot be.
+    """
+    with at_rest([layer.layer]):
+        constrainable = [ref for ref in layer.weights.values() if ref.fan_in > 1]
+    return bool(constrainable) and all(map(is_zero_sum, constrainable))

@@ -32,6 +32,8 @@ class Condition(NamedTuple):
     """Number of values per input channel, over samples and positions."""
     gradient_values: Mapping[str, int] = {}
     """Number of values of dL/dz, over channels, samples and positions."""
+    gate_shift: Mapping[str, float] = {}
+    """The largest shift ratio among the gates of a recurrent layer, by layer; its own one is that of its states."""
     unknown: Sequence[str] = ()
     """Matrices in layers of unknown type, which are not seen."""
     seen_share: float = 1.0

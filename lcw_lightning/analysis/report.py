@@ -19,14 +19,23 @@ from rich.console import Console
 from torch import Tensor
 
 from lcw_lightning.analysis.judged import Judged
+from lcw_lightning.analysis.over_time import (
+    decades_over_time,
+    findings_over_time,
+    norms_by_state,
+    sentence_over_time,
+)
 from lcw_lightning.analysis.preflight import Preflight
 from lcw_lightning.analysis.preflight_verdict import preflight_findings
-from lcw_lightning.analysis.tables import fit_names, layer_table, side_by_side
+from lcw_lightning.analysis.tables import fit_names, gate_table, layer_table, side_by_side
 from lcw_lightning.analysis.verdict import Condition, Finding, findings
 from lcw_lightning.files import written_atomically
+from lcw_lightning.observation.recurrences import Recurrence
 from lcw_lightning.observation.statistics import Statistic
+from lcw_lightning.plotting.over_time import plot_over_time
 from lcw_lightning.plotting.preflight import plot_preflight
 from lcw_lightning.plotting.snapshots import plot_snapshots
+from lcw_lightning.weights.selection import by_reason
 
 __all__ = ["Format", "Report", "render", "save", "verdict_lines"]
 
@@ -49,6 +58,7 @@ class Report:
         values: Samples of preactivations, their gradients and inputs, for the figures.
         preflight: The check of many draws of the weights; None without one.
         judged: Which network this is: constraint, initialization, mode, batch; None if it is not known.
+        recurrence: The gates of recurrent layers, and their gradients over time.
 
     Example:
         >>> print(Report({"linear": {"shift_ratio": 3.0}}, Condition()).findings[0].says)
@@ -61,11 +71,13 @@ class Report:
     values: Mapping[tuple[str, Any], Tensor] = field(default_factory=dict, repr=False)
     preflight: Preflight | None = field(default=None, repr=False)
     judged: Judged | None = None
+    recurrence: Recurrence = field(default_factory=Recurrence, repr=False)
 
     @property
     def findings(self) -> list[Finding]:
         """What is the matter, and what to try; empty if all is well."""
         found = findings(self.statistics, self.condition, self.loss)
+        found += findings_over_time(self.recurrence, self.condition.zero_sum)
         return found + (preflight_findings(self.preflight, self.condition.zero_sum) if self.preflight else [])
 
     def __str__(self) -> str:
@@ -95,6 +107,10 @@ def render(reports: Mapping[str, Report]) -> str:
         if report.judged is not None:
             console.print(f"{f'{label}: ' if label else 'Judged: '}{report.judged}.", highlight=False, markup=False)
     console.print(table)
+    if any(report.recurrence.gates for report in reports.values()):
+        gates = gate_table({label: report.recurrence.gates for label, report in reports.items()})
+        fit_names(gates, console)
+        console.print("", gates, sep="\n")
     for label, report in reports.items():
         console.print(
             "\n".join(("", *verdict_lines(label, report))), highlight=False, markup=False, emoji=False, width=width
@@ -129,8 +145,13 @@ def verdict_lines(label: str, report: Report) -> Iterator[str]:
     heading = (f"{label}: " if label else "") + ("" if report.loss is None else f"loss {report.loss:.4g}; ")
     if not any(Statistic.GRADIENT_STD in row for row in report.statistics.values()):
         heading += "forward pass only, no gradient was seen; "
+    named = f"{label}: " if label else ""
     if report.preflight is not None:
-        yield f"{f'{label}: ' if label else ''}{report.preflight}."
+        yield f"{named}{report.preflight}."
+    if over_time := sentence_over_time(report.recurrence):
+        yield f"{named}{over_time}."
+    if left := report.recurrence.left:
+        yield f"{named}not seen inside of recurrent layers: {by_reason(left)}."
     if not report.findings:
         yield f"{heading}nothing is the matter."
         return
@@ -153,6 +174,15 @@ def _figures(reports: Mapping[str, Report]) -> dict[str, Figure]:
             {label: preflight.growth_by_layer for label, preflight in checked.items()},
             next(iter(checked.values())).layers,
         )
+    norms = {label: norms_by_state(report.recurrence) for label, report in reports.items()}
+    is_one = len({state for states in norms.values() for state in states}) == 1 and len(norms) > 1
+    lines = {
+        label if is_one else f"{label} {state}".strip(): steps
+        for label, states in norms.items()
+        for state, steps in states.items()
+    }
+    if lines:
+        figures["gradient_over_time"] = plot_over_time(lines)
     return figures
 
 
@@ -170,6 +200,10 @@ def _as_json(report: Report) -> dict[str, Any]:
         "condition": report.condition._asdict(),
         "verdict": [finding._asdict() for finding in report.findings],
     }
+    if report.recurrence != Recurrence():
+        content["recurrence"] = report.recurrence._asdict()
+        norms = norms_by_state(report.recurrence)
+        content["recurrence"]["decades"] = {name: decades_over_time(steps) for name, steps in norms.items()}
     if report.preflight is not None:
         content["preflight"] = report.preflight.as_dict()
     return {name: _strict(value) for name, value in content.items()}

@@ -9,19 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from lcw_lightning.analysis.findings import Condition, Statistics
-from lcw_lightning.observation.statistics import Statistic
+from lcw_lightning.observation.statistics import GATE_STATISTICS, Statistic
 
-__all__ = ["fit_names", "layer_table", "side_by_side"]
+__all__ = ["fit_names", "gate_table", "layer_table", "side_by_side"]
 
 COLUMNS = [statistic for statistic in Statistic if statistic.heading]
 SIDE_BY_SIDE = (Statistic.SHIFT_RATIO, Statistic.PREACTIVATION_STD, Statistic.GRADIENT_STD)
+GATE_HEADINGS = dict(zip(GATE_STATISTICS, ("mean\nof z", "std\nof z", "shift\nratio"), strict=True))
 SHORTEST_NAME = 12
 RULED = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)  # one line of hyphens below the headings, in ASCII
 
 
-def _new_table(headings: Sequence[str]) -> Table:
+def _new_table(headings: Sequence[str], rows: str = "layer") -> Table:
     table = Table(box=RULED, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold", min_width=SHORTEST_NAME)
+    table.add_column(rows, overflow="fold", min_width=SHORTEST_NAME)
     for heading in headings:
         table.add_column(Text(heading), justify="right", no_wrap=True)
     return table
@@ -48,6 +49,18 @@ def side_by_side(networks: Mapping[str, Statistics]) -> Table:
     for layer in dict.fromkeys(layer for statistics in networks.values() for layer in statistics):
         rows = [statistics.get(layer, {}) for statistics in networks.values()]
         table.add_row(Text(layer), *(_number(row, column) for column in SIDE_BY_SIDE for row in rows))
+    return table
+
+
+def gate_table(networks: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> Table:
+    """Return a table with one row per gate of recurrent layers, by layer and gate, for each network by its label."""
+    labels = ["" if label == "" else f"\n{label}" for label in networks]
+    table = _new_table([f"{heading}{label}" for heading in GATE_HEADINGS.values() for label in labels], "gate")
+    names = [(layer, gate) for gates in networks.values() for layer, by_gate in gates.items() for gate in by_gate]
+    for layer, gate in dict.fromkeys(names):
+        rows = [gates.get(layer, {}).get(gate, {}) for gates in networks.values()]
+        numbers = (f"{row[name]:.3g}" if name in row else "-" for name in GATE_HEADINGS for row in rows)
+        table.add_row(Text(f"{layer}.{gate}"), *numbers)
     return table
 
 

@@ -94,7 +94,7 @@ def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
 
 def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     large = LARGE_SHIFT if condition.normalized else LARGE_UNNORMALIZED
-    ratios = _column(statistics, Statistic.SHIFT_RATIO, above=large)
+    ratios = _shift_ratios(statistics, condition, above=large)
     worst = sorted(ratios, key=ratios.__getitem__, reverse=True)
     # Squeeze-and-excitation and attention average over positions: their inputs hardly vary in healthy networks too.
     is_common = len(worst) > len(statistics) / 2
@@ -137,7 +137,7 @@ def _many_dead(row: Mapping[str, float], values: float) -> bool:
 
 
 def _constrain(statistics: Statistics, condition: Condition) -> tuple[str, ...]:
-    shifted = _column(statistics, Statistic.SHIFT_RATIO, above=LARGE_SHIFT)
+    shifted = _shift_ratios(statistics, condition, above=LARGE_SHIFT)
     return (CONSTRAIN,) if shifted.keys() - set(condition.zero_sum) else ()
 
 
@@ -146,6 +146,13 @@ def _rescale(statistics: Statistics) -> tuple[str, ...]:
     rows = [row for row in statistics.values() if Statistic.PREACTIVATION_STD in row]
     scales = [row[Statistic.PREACTIVATION_STD] * math.hypot(1, row.get(Statistic.SHIFT_RATIO, 0.0)) for row in rows]
     return () if all(0.5 < scale < 2 for scale in scales) and scales else (RESCALE,)
+
+
+def _shift_ratios(statistics: Statistics, condition: Condition, above: float) -> dict[str, float]:
+    """Return large shift ratios of preactivations: of a recurrent layer's gates, where these are seen."""
+    rows: dict[str, Mapping[str, float]] = dict(statistics)
+    rows |= {layer: {Statistic.SHIFT_RATIO: ratio} for layer, ratio in condition.gate_shift.items() if layer in rows}
+    return _column(rows, Statistic.SHIFT_RATIO, above)
 
 
 def _column(statistics: Statistics, of: Statistic, above: float) -> dict[str, float]:

@@ -70,6 +70,7 @@ class SampleLog:
         values: Mapping[tuple[str, Any], Tensor],
         verdict: str,
         step: int,
+        gates: Mapping[str, Mapping[str, Mapping[str, float]]],
     ) -> None:
         """Log what is shown of a step to all loggers, on the first rank.
 
@@ -80,10 +81,12 @@ class SampleLog:
             values: Samples of values by layer and quantity.
             verdict: Empty if there is none.
             step: Its number.
+            gates: Statistics of the gates of recurrent layers, by layer and gate.
         """
         if not trainer.is_global_zero:
             return
-        by_layer = {f"{name}/{layer}": value for layer, row in statistics.items() for name, value in row.items()}
+        rows = dict(statistics) | {f"{layer}.{gate}": row for layer, by in gates.items() for gate, row in by.items()}
+        by_layer = {f"{name}/{layer}": value for layer, row in rows.items() for name, value in row.items()}
         figures = plot_snapshots({"": statistics}, {"": values}, Statistic) if self._is_drawn and self.figures else {}
         shown = Shown(
             scalars={**first, **by_layer},

@@ -36,6 +36,11 @@ class ShiftMonitor(Callback):
     logger. A compiled network runs the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the
     sampled batch, independent of loss scaling, gradient accumulation and the number of ranks.
 
+    Of recurrent layers the statistics are those of the hidden states. Beside them ``preactivation_mean``,
+    ``preactivation_std`` and ``shift_ratio`` of each gate are logged as ``statistic/layer.gate``, such as
+    ``shift_ratio/lstm.input_gate_l0``, as described at :class:`~lcw_lightning.observation.recurrences.Recurrence`. For
+    these a sampled step computes each recurrent layer a second time, step by step.
+
     Four numbers come first, as metrics of the run that EarlyStopping and ModelCheckpoint can watch, with a logger or
     without: ``shift/shift_ratio_median``, ``shift/shift_ratio_max``, ``shift/gradient_decades`` (below 0 gradients
     vanish on their way back to the first layers, above 0 they explode) and ``shift/dead_units_max``, as defined at
@@ -212,7 +217,7 @@ class ShiftMonitor(Callback):
         self._first = trainer.strategy.broadcast(numbers)  # ranks may have called layers in different orders
         self._log_first(pl_module)
         verdict = self._samples.verdict(pl_module, sample, statistics, (self.include, self.exclude))
-        self._samples.log(trainer, self._first, statistics, values, verdict, step)
+        self._samples.log(trainer, self._first, statistics, values, verdict, step, sample.recurrence().gates)
 
     def _log_first(self, pl_module: LightningModule) -> None:
         pl_module.log_dict(self._first, on_step=True, on_epoch=False, logger=False, batch_size=1)

@@ -66,7 +66,8 @@ class FirstStepReport(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._initialized = self._initialization(trainer)
         layers = observed_layers(pl_module, self.include, self.exclude)
-        self._snapshot = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values=True)
+        scale = gradient_scale(trainer, pl_module)
+        self._snapshot = Snapshot(layers, pl_module.device, scale, with_values=True, over_time=True)
         self._watching.enter_context(self._snapshot.watching())
         self.profile = DepthProfile({name: layer.layer for name, layer in observed_layers(pl_module).items()})
         self._watching.enter_context(self.profile.watching())
