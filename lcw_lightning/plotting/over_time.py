@@ -1,7 +1,7 @@
 """The gradient of recurrent layers against time."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,16 +14,21 @@ from lcw_lightning.plotting.panels import (
     panel_grid,
     power_of_ten,
     set_style,
+    shortened,
     write_caption,
 )
 
 __all__ = ["plot_over_time"]
 
+FEW = 3  # lines whose legend fits into the axes
+LEGEND_WIDTH = 2.6  # inches
+MAX_LABEL_LENGTH = 28
+
 
 def plot_over_time(lines: Mapping[str, Sequence[float]]) -> Figure:
     """Plot the norm of dL/dh_t against t on a logarithmic axis, with one line per label.
 
-    Zeros become triangles at the lower edge; infinity and NaN leave a gap.
+    Zeros become triangles at the lower edge; infinity and NaN leave a gap. The y axis spans whole decades.
 
     Args:
         lines: Norms from the first step to the last, by label.
@@ -33,7 +38,8 @@ def plot_over_time(lines: Mapping[str, Sequence[float]]) -> Figure:
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['plain', 'LCW']
     """
-    figure, ((axes,),) = panel_grid(1, 1, width=4.0, height=2.4, bottom=0.55 + CAPTION_HEIGHT)
+    right = 0.15 if len(lines) <= FEW else LEGEND_WIDTH
+    figure, ((axes,),) = panel_grid(1, 1, width=4.0, height=2.4, bottom=0.55 + CAPTION_HEIGHT, right=right)
     set_style(axes, "gradient of recurrent layers over time", "step t", "norm of dL/dh_t")
     values = {label: np.array(line, dtype=float) for label, line in lines.items()}
     positive = np.concatenate([line[np.isfinite(line) & (line > 0)] for line in values.values()])
@@ -42,12 +48,14 @@ def plot_over_time(lines: Mapping[str, Sequence[float]]) -> Figure:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(power_of_ten)
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
-    for (label, line), color in zip(values.items(), cycle(COLORS), strict=False):
-        steps, zero = np.arange(1, len(line) + 1), line == 0
-        axes.plot(steps, np.where(np.isfinite(line) & ~zero, line, np.nan), color=color, linewidth=1.5, label=label)
+    for (label, line), (dashes, color) in zip(values.items(), cycle(product(("-", "--", ":"), COLORS)), strict=False):
+        name, steps, zero = shortened(label, MAX_LABEL_LENGTH), np.arange(1, len(line) + 1), line == 0
+        shown = np.where(np.isfinite(line) & ~zero, line, np.nan)
+        axes.plot(steps, shown, dashes, color=color, linewidth=1.5, label=name)
         if zero.any():
             (marks,) = axes.plot(steps[zero], np.zeros(zero.sum()), "v", color=color, markersize=4)
-            marks.set(transform=axes.get_xaxis_transform(), clip_on=False, label=f"{label}: exactly zero")
-    axes.legend(fontsize=TICK_SIZE, frameon=False)
+            marks.set(transform=axes.get_xaxis_transform(), clip_on=False, label=f"{name}: zero")
+    beside = {} if len(lines) <= FEW else {"loc": "upper left", "bbox_to_anchor": (1.02, 1.05)}
+    axes.legend(fontsize=TICK_SIZE, frameon=False, **beside)
     write_caption(figure, "L: loss; h_t: state after step t, of all samples; gradients go from right to left")
     return figure

@@ -294,3 +294,34 @@ def test_a_step_that_reaches_no_layer_is_passed_over(make_project, make_trainer,
     assert {tag: list(values) for tag, values in scalars(trainer).items()}["shift_ratio/idle"] == [2]
     (event,) = events(logger.log_dir).Tensors("custom_scalars__config__")
     assert b"shift_ratio" in event.tensor_proto.string_val[0]
+
+
+def test_gates_of_recurrent_layers_are_logged_beside_their_states(
+    make_project, make_trainer, loader, logger, scalars, statistics
+):
+    project = make_project(optimizer_kwargs={"lr": 1000.0})
+    project.memory, forward = torch.nn.GRU(4, 4, batch_first=True), project.forward
+
+    def read_in_two_steps(inputs):
+        states, _ = project.memory(inputs.view(-1, 2, 4))
+        return forward(states.flatten(1))
+
+    project.forward = read_in_two_steps
+    (inputs, _), before = next(iter(loader)), {name: w.clone() for name, w in project.memory.named_parameters()}
+    make_trainer(ShiftMonitor(figures=False), logger=logger, max_steps=1, log_every_n_steps=1).fit(project, loader)
+    found = logged(logger.log_dir)
+    gates = [f"memory.{gate}_gate_l0" for gate in ("reset", "update", "candidate")]
+    rows = ("preactivation_mean", "preactivation_std", "shift_ratio")
+    assert {tag for tag in found if "gate_l0" in tag} == {f"{row}/{gate}" for row in rows for gate in gates}
+    assert {f"{statistic}/memory" for statistic in statistics} <= set(found)
+
+    # At the first step the state is zero, at the second it is the first output.
+    def update(weights):
+        first = torch.func.functional_call(project.memory, weights, inputs.view(-1, 2, 4))[0][:, 0]
+        states = torch.stack((torch.zeros_like(first), first), dim=1)
+        z = inputs.view(-1, 2, 4) @ weights["weight_ih_l0"][4:8].T + states @ weights["weight_hh_l0"][4:8].T
+        return z.flatten(0, 1).var(0, correction=0).mean().sqrt().item()
+
+    value = found["preactivation_std/memory.update_gate_l0"][0]
+    assert value == pytest.approx(update(before), rel=1e-4)
+    assert value != pytest.approx(update(dict(project.memory.named_parameters())), rel=1e-2)  # after the step

@@ -126,7 +126,11 @@ class Loop:
         return [[f"{gate}_gate{suffix}" for gate in gates] for suffix in self.gates]
 
 
-READS = [["last output"], ["outputs", "hidden"], ["hidden"]]
+READS = {
+    "last-output": (["last output"], False),
+    "outputs-and-states": (["outputs", "hidden", "cells"], False),
+    "states-from-given-ones": (["hidden", "cells"], True),
+}
 LAYOUTS = {
     "plain": ({}, False),
     "stacked": ({"num_layers": 3}, False),
@@ -144,15 +148,14 @@ def start_of(layer, samples, is_given):
     return given, [list(states[:, :, sample].transpose(0, 1)) for sample in range(samples)]
 
 
-@pytest.mark.parametrize("reads", READS, ids="-and-".join)
-@pytest.mark.parametrize("is_given", [False, True], ids=["from-zero", "from-given-states"])
+@pytest.mark.parametrize(("reads", "is_given"), READS.values(), ids=READS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", CELLS, ids=lambda kind: kind.__name__)
 def test_gates_and_gradients_are_those_of_a_loop_over_cells(kind, layout, is_given, reads):
     torch.manual_seed(0)
     settings, packed = LAYOUTS[layout]
     layer = kind(3, 4, dtype=torch.float64, **settings)
-    reads = [*reads, "cells"] if kind is nn.LSTM and "hidden" in reads else reads
+    reads = [name for name in reads if name != "cells" or kind is nn.LSTM]
     sequences = [torch.randn(length, 3, dtype=torch.float64) for length in ((4, 7, 2) if packed else (5, 5, 5))]
     batch = pack_sequence(sequences, enforce_sorted=False) if packed else torch.stack(sequences, 1 - layer.batch_first)
     given, starts = start_of(layer, len(sequences), is_given)
@@ -358,3 +361,31 @@ def test_masks_that_are_not_known_leave_the_upper_layers_out():
     seen = snapshot.recurrence()
     assert list(seen.gates["lstm"]) == gate_names(network.lstm)[:4]
     assert seen.gradients == {}
+
+
+def gates_of_calls(batches):
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"gru": nn.GRU(3, 4), "cell": nn.RNNCell(3, 4)})
+    snapshot = Snapshot(observed_layers(network))
+    with snapshot.watching():
+        for batch in batches:
+            network["gru"](batch)[0].sum().backward()
+            if batch.sum() > 0:
+                network["cell"](batch[0]).sum().backward()
+    return snapshot.statistics() and snapshot.recurrence().gates
+
+
+def gates_on_rank(rank, batches):
+    return gates_of_calls([batches[rank]])
+
+
+def test_two_processes_see_the_gates_of_the_union_of_their_batches(on_two_ranks):
+    torch.manual_seed(1)
+    batches = [torch.rand(5, 2, 3), torch.rand(5, 2, 3) - 2.0]
+    expected, alone = gates_of_calls(batches), gates_of_calls(batches[:1])
+    assert alone["gru"]["reset_gate_l0"] != pytest.approx(expected["gru"]["reset_gate_l0"], rel=0.1)
+    for gates in on_two_ranks(gates_on_rank, batches):
+        assert gates.keys() == expected.keys() == {"gru", "cell"}  # one of them calls the cell
+        for layer, rows in expected.items():
+            for gate, row in rows.items():
+                assert gates[layer][gate] == pytest.approx(row, rel=1e-6), gate
