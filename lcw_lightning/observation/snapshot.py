@@ -58,15 +58,14 @@ class Snapshot:
         self.facts: dict[str, WeightFacts] = {}
         self.samples = ValueSamples(list(layers)).to(device) if with_values else None
         self.seen: dict[tuple[str, Quantity], list[Tensor]] = {}
-        modules = {name: layer.layer for name, layer in layers.items()}
-        self.recurrences = Recurrences(modules, self._observe_gates, with_gradients=over_time)
+        self.modules = {name: layer.layer for name, layer in layers.items()}
+        self.recurrences = Recurrences(self.modules, self._observe_gates, with_gradients=over_time)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Observe the layers within the block; outside it there are no hooks."""
         # The gates come second, because the first replaces outputs by aliases.
-        modules = {name: layer.layer for name, layer in self.layers.items()}
-        with observe(modules, self._observe), self.recurrences.watching():
+        with observe(self.modules, self._observe), self.recurrences.watching():
             yield
 
     def statistics(self) -> dict[str, dict[str, float]]:

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.utils.checkpoint import checkpoint
 
 from lcw_lightning.models.recurrent import SigmoidRNN
 from lcw_lightning.observation.observed_layers import observed_layers
-from lcw_lightning.observation.recurrences import DROPPED, UNKNOWN, Recurrences
+from lcw_lightning.observation.recurrences import DROPPED, UNKNOWN, Recurrence, Recurrences
 from lcw_lightning.observation.recurrent_inputs import gate_names
 from lcw_lightning.observation.snapshot import Snapshot
 
@@ -389,3 +390,24 @@ def test_two_processes_see_the_gates_of_the_union_of_their_batches(on_two_ranks)
         for layer, rows in expected.items():
             for gate, row in rows.items():
                 assert gates[layer][gate] == pytest.approx(row, rel=1e-6), gate
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["hooks", "reentrant"])
+def test_activation_checkpointing_hides_nothing(use_reentrant):
+    torch.manual_seed(0)
+    layer, steps = nn.GRU(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    plain = look(nn.Sequential(layer), lambda network: network(steps)[0].sum())
+    kept = look(nn.Sequential(layer), lambda network: checkpoint(network, steps, use_reentrant=use_reentrant)[0].sum())
+    assert kept.gradients["0"]["h_l0"] == pytest.approx(plain.gradients["0"]["h_l0"])
+    assert kept.gates["0"]["reset_gate_l0"] == pytest.approx(plain.gates["0"]["reset_gate_l0"])
+
+
+@pytest.mark.parametrize("is_given", [False, True], ids=["from-zero", "from-given-states"])
+def test_an_empty_batch_shows_nothing(is_given):
+    network, states = nn.ModuleDict({"cell": nn.GRUCell(3, 4), "head": nn.Linear(3, 2)}), torch.zeros(0, 4)
+
+    def run(network):
+        network["cell"](torch.zeros(0, 3), states if is_given else None)
+        return network["head"](torch.rand(2, 3)).sum()
+
+    assert look(network, run) == Recurrence()
