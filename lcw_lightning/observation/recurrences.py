@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
+from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from lcw_lightning.compat import is_transformed
@@ -138,12 +138,8 @@ class Recurrences:
     @contextmanager
     def _as_in_call(self, name: str, layer: Recurrent) -> Iterator[None]:
         """Have the random numbers of the call, and full precision; nothing of it stays."""
-        with ExitStack() as block:
-            block.enter_context(torch.random.fork_rng(devices=()))
-            block.enter_context(torch.autocast(next(layer.parameters()).device.type, enabled=False))
-            block.enter_context(at_rest([layer]))
-            # Activation checkpointing would recompute what is saved here.
-            block.enter_context(saved_tensors_hooks(Tensor.detach, Tensor.detach))
+        device = next(layer.parameters()).device.type
+        with torch.random.fork_rng(devices=()), torch.autocast(device, enabled=False), at_rest([layer]):
             if name in self._random:
                 torch.set_rng_state(self._random[name])
             yield
