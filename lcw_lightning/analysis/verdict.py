@@ -62,15 +62,16 @@ def _gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]
     flows = gradient_flow(statistics, condition.gradient_values)
     if len(flows) < 2:
         return
-    decades = -decades_over_depth(flows)
-    if decades < -DECADES:
+    decades, between_halves = -decades_over_depth(flows), -decades_over_depth(flows, 1 / 2)
+    # Queries have small gradients, and so has all behind a head that starts small. Depth moves the layers between, too.
+    if decades < -DECADES and between_halves < -DECADES / 2:
         low = min(flows, key=flows.__getitem__)
         yield Finding(
             f"Gradients vanish: {FLOW} falls by {-decades:.1f} decades from the last layers back to the first; it is "
             f"smallest in {low!r}.",
             (*_constrain(statistics, condition), *_rescale(statistics), RESIDUAL),
         )
-    if decades > DECADES:
+    if decades > DECADES and between_halves > DECADES / 2:
         high = max(flows, key=flows.__getitem__)
         yield Finding(
             f"Gradients explode: {FLOW} grows by {decades:.1f} decades from the last layers back to the first; it is "

@@ -38,17 +38,17 @@ def gradient_flow(
     return flows
 
 
-def decades_over_depth(values: Mapping[str, float]) -> float:
+def decades_over_depth(values: Mapping[str, float], share: float = 0.1) -> float:
     """Return by how many decades a positive number of each layer grows from the first layers to the last.
 
-    It is the logarithm to base 10 of the median over the last tenth of the layers, at least three, over that of the
-    first tenth, since a single layer, such as a query or a head that starts small, says little. A decade is a factor of
-    ten.
+    It is the logarithm to base 10 of the median over the last tenth of the layers, or another share, at least three,
+    over that of the first tenth, since a single layer, such as a query or a head that starts small, says little. A
+    decade is a factor of ten.
 
     Example:
         >>> decades_over_depth({str(layer): 10.0**layer for layer in range(20)})
         17.0
     """
     rows = list(values.values())
-    ends = max(1, min(max(3, len(rows) // 10), len(rows) // 2))
+    ends = max(1, min(max(3, int(share * len(rows))), len(rows) // 2))
     return math.log10(median(rows[-ends:])) - math.log10(median(rows[:ends]))

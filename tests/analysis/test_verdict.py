@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from lcw_lightning.analysis.verdict import Condition, findings
@@ -77,6 +78,18 @@ def test_a_layer_that_a_normalization_rescales_does_not_explode():
 
 def test_branches_with_little_gradient_are_not_taken_for_depth():
     assert findings(layers(9, gradient_std=[1e-9, 0.01, 0.01, 1e-9, 0.01, 0.01, 0.01, 1e-9, 0.01])) == []
+
+
+@pytest.mark.parametrize(("small", "found"), [(2, 0), (6, 1)], ids=["query and key", "half of the layers"])
+def test_gradients_of_a_query_and_a_key_alone_do_not_vanish(small, found):
+    assert len(says(layers(12, gradient_std=[1e-5] * small + [0.01] * (12 - small)))) == found
+
+
+@pytest.mark.parametrize(
+    ("body", "found"), [([0.01] * 10, 0), (list(10.0 ** np.arange(-8, 2)), 1)], ids=["flat", "falls"]
+)
+def test_a_head_that_starts_small_is_not_taken_for_depth(body, found):
+    assert len(says(layers(12, gradient_std=[*body, 30.0, 100.0]))) == found
 
 
 def test_activation_shift_is_a_part_of_what_is_compared():
