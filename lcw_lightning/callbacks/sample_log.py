@@ -59,7 +59,8 @@ class SampleLog:
         plan = plan_weights(pl_module, "seen", *patterns)
         reached = {id(parameter) for parameter in pl_module.parameters() if parameter.grad is not None}
         condition = condition_of(pl_module, sample, statistics, plan, reached)
-        report = Report(statistics, condition._replace(zero_gains=self._zero_gains))
+        condition = condition._replace(zero_gains=self._zero_gains)
+        report = Report(statistics, condition, recurrence=sample.recurrence())
         return "\n\n".join(verdict_lines("", report))
 
     def log(

@@ -111,6 +111,7 @@ class Recurrences:
         return found
 
     def _before(self, name: str, layer: Recurrent, _: tuple[Any, ...]) -> None:
+        self._random.pop(name, None)
         if isinstance(layer, nn.RNNBase) and layer.dropout and layer.training and layer.num_layers > 1:
             self._random[name] = torch.get_rng_state()
 

@@ -86,7 +86,7 @@ class Snapshot:
     def recurrence(self) -> Recurrence:
         """Return what recurrent layers show inside their calls, after :meth:`statistics`; gates on all ranks."""
         gates = gate_statistics(self.moments, {name: self.layers[name] for name in self.facts}, self.recurrences.left)
-        return Recurrence(gates, self.recurrences.gradients(self.gradient_scale), self.recurrences.left)
+        return Recurrence(gates, self.recurrences.gradients(self.gradient_scale), dict(self.recurrences.left))
 
     def values_per_channel(self, series: Series) -> dict[str, int]:
         """Return how many values of a channel each layer has seen, on all ranks, after :meth:`statistics`."""

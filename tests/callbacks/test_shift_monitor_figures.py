@@ -163,6 +163,20 @@ def test_the_verdict_comes_as_text_with_each_drawing(fit):
     assert all(text.startswith(("nothing is the matter", "what is the matter")) for text in found.values())
 
 
+def test_the_verdict_says_whose_gates_are_not_seen(make_project, fit):
+    class Own(torch.nn.GRU):
+        def forward(self, inputs):
+            return super().forward(2 * inputs)
+
+    project = make_project()
+    project.memory, forward = Own(8, 8), project.forward
+    project.forward = lambda inputs: forward(project.memory(inputs)[0])
+    found = fit(ShiftMonitor(figures=False), project=project, max_steps=1)
+    text = found.Tensors("verdict/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "not seen inside of recurrent layers: 'memory' (it does not compute as torch's own" in text
+    assert not [tag for tag in found.Tags()["scalars"] if "_gate" in tag]
+
+
 def test_the_verdict_says_what_is_the_matter(make_project, fit):
     project = make_project()
     with torch.no_grad():
