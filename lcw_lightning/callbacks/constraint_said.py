@@ -20,17 +20,23 @@ def say_what_projection_takes(module: nn.Module, weights: Mapping[str, WeightRef
         UserWarning: The weights are not what zero-mean random initialization draws, or BatchNorm layers have seen
             batches: the constraint would change the function of trained weights.
     """
-    if not PARAMETRIZATIONS[kind].sums_to_zero or not (taken := taken_by_projection(weights)):
+    constraint = PARAMETRIZATIONS[kind]
+    changes_weights = constraint.sums_to_zero or constraint.has_fixed_norm
+    if not changes_weights or not (taken := taken_by_projection(weights)):
         return ""
     batches = batches_seen(module.modules())
     evidence = (
         str(taken[0]) if taken[0].is_alarming else f"BatchNorm layers have seen {batches} batches" if batches else ""
     )
     if evidence:
-        _warn(
-            f"{evidence}; if these weights were trained, the constraint changes their function: "
+        way_out = (
             "convert_(module, inputs) before fit keeps it on average."
+            if constraint.sums_to_zero
+            else f"kind {kind!r} divides each weight by its norm; name weights that shall stay as they are in exclude."
         )
+        _warn(f"{evidence}; if these weights were trained, the constraint changes their function: {way_out}")
+    if not constraint.sums_to_zero:
+        return ""
     most = max(taken, key=lambda each: each.share)
     return f"; projection takes at most {100 * most.share:.2g} % of a squared norm, that of {most.name!r}"
 

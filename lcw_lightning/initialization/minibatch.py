@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lcw_lightning.constraints.kinds import kind_of
+from lcw_lightning.constraints.projection import put_back_
 from lcw_lightning.initialization.first_forward import Rescaling
 from lcw_lightning.initialization.inner_forward import InnerRescaling, inner_layers
 from lcw_lightning.initialization.outcome import Outcome, obstacle_to_initialization
@@ -119,6 +120,8 @@ def rescale_on_first_forward(
     inner = inner_layers(model)
     seen_inside = set().union(*(weights.values() for weights in inner.values()))
     waiting, copies = _refs_to_rescale(model, include, exclude, seen_inside, outcome)
+    for ref in waiting.values():
+        put_back_(ref)  # torch does not count writes by .data, as some functions that draw weights make them
     rescaling = Rescaling(waiting, outcome, target_std, granularity == "unit", meet, copies)
     try:
         _arm(rescaling, inner, recurrent_share)

@@ -393,7 +393,7 @@ WRITES = {"drawn again": draw_again, "lerp_": averages_outside, "by .data, and a
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-@pytest.mark.parametrize("use", ["evaluated", "saved", "constrained again", "copied and evaluated"])
+@pytest.mark.parametrize("use", ["evaluated", "saved", "constrained again", "rescaled", "copied and evaluated"])
 def test_a_weight_that_was_written_to_is_zero_sum_when_it_is_used(residual, write, use):
     model, inputs = projected(), torch.rand(4, 2, 5, 5, dtype=torch.float64)
     model(inputs)
@@ -402,6 +402,8 @@ def test_a_weight_that_was_written_to_is_zero_sum_when_it_is_used(residual, writ
     used = copy.deepcopy(model) if "copied" in use else model
     if use == "constrained again":
         constrain(model, method="project")
+    elif use == "rescaled":
+        minibatch_init_(model, inputs)
     else:
         with pytest.warns(UserWarning, match=r"something wrote values to it that do not sum to zero.*centred now"):
             used.state_dict() if use == "saved" else used.eval()(inputs)

@@ -104,6 +104,10 @@ class TestFit:
         with pytest.warns(UserWarning, match=r"projection takes 7\d % of the squared norm of 'body\.2\.weight', 1"):
             make_trainer(ConstraintCallback()).fit(trained, loader)
 
+    def test_it_says_that_a_fixed_norm_changes_trained_weights(self, trained, make_trainer, loader):
+        with pytest.warns(UserWarning, match=r"kind 'sn' divides each weight by its norm; name weights .* in exclude"):
+            make_trainer(ConstraintCallback("sn")).fit(trained, loader)
+
     @pytest.mark.parametrize("kind", ["none", "wn"])
     def test_a_kind_that_takes_nothing_says_nothing(self, kind, trained, make_trainer, loader, recwarn):
         make_trainer(ConstraintCallback(kind)).fit(trained, loader)
