@@ -29,7 +29,7 @@ WIDTH = 128
 INPUT_STD = 0.3  # of the input weights, about what minibatch initialization makes of them at gain 1
 RECURRENT_SHARE = 0.9  # as in the config
 AXES = (Axis("rate", 0.0125, 4.0), Axis("gain", 1.0, 2.0))
-RECIPE = Recipe(64, images=20 * 1200, choosing_images=8 * 1200, looks=20, weight_decay=1e-3, clip=1.0)
+RECIPE = Recipe(64, images=15 * 1200, choosing_images=5 * 1200, looks=15, weight_decay=1e-3, clip=1.0)
 
 
 class LayerNormRNN(SigmoidRNN):
