@@ -10,6 +10,8 @@
     python -m tools.reproduce sparse --networks sparse_mlp100 --methods 'ReLU_tau*' 'CReLU_*_0.7*' --device cpu cpu
     python -m tools.reproduce preflight                     Monte Carlo of sparse activations at initialization
     python -m tools.reproduce convert --data-dir FOLDER     accuracy before and after a trained network is converted
+    python -m tools.reproduce recurrent                     recurrent networks: LCW and its rivals, at chosen settings
+    python -m tools.reproduce tiny_batches --data-dir FOLDER --shard 1/2        the same for batches of 1 to 32 images
     python -m tools.reproduce figures --data FOLDER         the paper's Figures 1 to 4
 
 sparse is the sparsity paper's Table 2, with plain weights and with LCW: short runs choose each method's learning rate,
@@ -30,6 +32,7 @@ from tools.records import RESULTS
 from tools.reproduce import convert, digits, rnn
 from tools.reproduce.paper import figures, train
 from tools.reproduce.paper.grids import GRIDS
+from tools.reproduce.rivals import recurrent, tiny_batches
 from tools.reproduce.sparse import preflight, stages
 
 
@@ -60,6 +63,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     command = add("convert", convert, "convert")
     convert.add_options(command)
     add_report(command)
+    command = add("recurrent", recurrent, "recurrent")
+    add_report(command)
+    add_shard(command)
+    command = add("tiny_batches", tiny_batches, "tiny_batches")
+    add_report(command)
+    add_shard(command)
+    add_data_dir(command)
     for name, grid in GRIDS.items():
         command = add(name, train, name)
         train.add_options(command, grid)
@@ -84,9 +94,19 @@ def add_training_options(command: argparse.ArgumentParser, seeds: list[int]) -> 
     command.add_argument(
         "--device", nargs="+", default=["auto"], help="one run at a time on each, such as cuda:0 cuda:1"
     )
+    add_data_dir(command)
+    add_shard(command)
+
+
+def add_data_dir(command: argparse.ArgumentParser) -> None:
+    """Add the folder of the data."""
     command.add_argument(
         "--data-dir", type=Path, help="in torchvision's layout, or to download into; unless given, data"
     )
+
+
+def add_shard(command: argparse.ArgumentParser) -> None:
+    """Add the share of the runs to do."""
     command.add_argument(
         "--shard", type=shard, default=(1, 1), metavar="i/n", help="the i-th of n shares, for job arrays"
     )
