@@ -12,6 +12,7 @@
     python -m tools.reproduce convert --data-dir FOLDER     accuracy before and after a trained network is converted
     python -m tools.reproduce recurrent                     recurrent networks: LCW and its rivals, at chosen settings
     python -m tools.reproduce tiny_batches --data-dir FOLDER --shard 1/2        the same for batches of 1 to 32 images
+    python -m tools.reproduce sparse_digits                 30 layers of sparse activations: plain weights and LCW
     python -m tools.reproduce figures --data FOLDER         the paper's Figures 1 to 4
 
 sparse is the sparsity paper's Table 2, with plain weights and with LCW: short runs choose each method's learning rate,
@@ -32,7 +33,7 @@ from tools.records import RESULTS
 from tools.reproduce import convert, digits, rnn
 from tools.reproduce.paper import figures, train
 from tools.reproduce.paper.grids import GRIDS
-from tools.reproduce.rivals import recurrent, tiny_batches
+from tools.reproduce.rivals import recurrent, sparse_digits, tiny_batches
 from tools.reproduce.sparse import preflight, stages
 
 
@@ -63,6 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     command = add("convert", convert, "convert")
     convert.add_options(command)
     add_report(command)
+    add_report(add("sparse_digits", sparse_digits, "sparse"))
     command = add("recurrent", recurrent, "recurrent")
     add_report(command)
     add_shard(command)
