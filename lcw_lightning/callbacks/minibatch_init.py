@@ -29,8 +29,8 @@ class MinibatchInitCallback(FirstBatchInit):
     Recurrent layers are rescaled gate by gate, attention by the projections of query, key and value and by its output,
     as :func:`~lcw_lightning.initialization.minibatch.rescale_on_first_forward` describes.
 
-    Weights under ``wn`` and ``cwn`` are initialized as in Salimans & Kingma: each unit's gain and bias are set so that
-    its preactivation has mean zero and ``target_std``. Weights under ``sn``, whose norm is always 1, and their layers'
+    Weights under ``wn`` and ``cwn`` get the gains and biases of Salimans & Kingma: each unit's preactivation has mean
+    zero and ``target_std``. Weights under ``sn``, whose norm is always 1, and their layers'
     biases keep the values that they were drawn with. So do layers that cannot be rescaled, for the reasons that
     :func:`~lcw_lightning.minibatch_init_` lists. After the first batch one line says by which factors layers were
     rescaled, and which were left for which reasons.

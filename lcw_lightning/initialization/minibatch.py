@@ -52,11 +52,13 @@ def rescale_on_first_forward(
     samples (and positions) around one mean, activation shift included; ``unit`` gives each unit its own std around its
     own mean.
 
-    Weights under ``wn`` and ``cwn`` have a gain for each unit. With both granularities the gains are set as in Salimans
-    & Kingma: :math:`g_i \leftarrow g_i / \sigma_i` and :math:`b_i = -\mu_i / \sigma_i` (times ``target_std``), so that
-    every unit has mean zero too, if its layer has a bias. The directions are multiplied by the same factors, so that
-    :math:`\|v_i\| = g_i` still holds and a learning rate has the same effect as for other kinds. Weights under ``sn``,
-    whose norm is always 1, and their layers' biases do not change.
+    Weights under ``wn`` and ``cwn`` have a gain for each unit. With both granularities gains and biases are those of
+    Salimans & Kingma: :math:`g_i \leftarrow g_i / \sigma_i` and :math:`b_i = -\mu_i / \sigma_i` (times
+    ``target_std``), so that every unit has mean zero too, if its layer has a bias. The directions, which they leave as
+    drawn, are multiplied by the same factors, so that :math:`\|v_i\| = g_i` still holds and a learning rate has the
+    same effect as for other kinds. With directions as drawn, 50 sigmoid layers under ``cwn`` need a tenth of the
+    learning rate: tried on the digits, they stay at chance at the rate at which these train, and do as well at a tenth
+    of it. Weights under ``sn``, whose norm is always 1, and their layers' biases do not change.
 
     Layers return the rescaled preactivation, which their hooks see too. Without gradients a layer runs once: torch's
     own layers are linear in their weights, so the output is scaled with the weight. With gradients the layer runs
