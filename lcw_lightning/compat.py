@@ -49,6 +49,7 @@ __all__ = [
     "module_versions",
     "num_trained_batches",
     "option",
+    "option_names",
     "pruned_parameters",
     "requeue_method",
     "saves_by_hooks",
@@ -239,3 +240,8 @@ def listed_subcommands(cli: "LightningCLI") -> dict[str, "Action"]:
 def option(parser: "LightningArgumentParser", flag: str) -> "Action":
     """Return an option of a parser by its flag, such as ``--model``."""
     return parser._option_string_actions[flag]
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the flags of a parser, such as ``--model``."""
+    return list(parser._option_string_actions)

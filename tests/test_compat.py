@@ -198,6 +198,7 @@ def test_parsers_of_subcommands_and_their_options_are_found():
     class ParsingOnly(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser):
             assert compat.option(parser, "--trainer.max_epochs").dest == "trainer.max_epochs"
+            assert "--trainer.max_epochs" in compat.option_names(parser)
 
         def parse_arguments(self, parser, args):
             compat.subcommand_parser(self, "fit").set_defaults({"trainer.max_epochs": 7})

@@ -195,7 +195,7 @@ def main(args: ArgsType = None) -> None:
             save_config_callback=SaveConfigBesideLogs,
             parser_class=LCWParser,
             seed_everything_default=0,
-            parser_kwargs={"version": lcw_lightning.__version__, "description": DESCRIPTION},
+            parser_kwargs={"version": lcw_lightning.__version__, "description": DESCRIPTION, "allow_abbrev": False},
             auto_configure_optimizers=False,
             args=args,
         )

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import NoReturn
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lcw_lightning.cli.plain_words import in_one_sentence
-from lcw_lightning.weights.failing_layer import describe_failing_layer
+from lcw_lightning.cli.error_message import message_of
 
 __all__ = ["ends_in_one_message", "says_how_to_go_on", "without_advertisements"]
 
@@ -27,6 +27,9 @@ def ends_in_one_message() -> Iterator[None]:
     The exit status is 1 for an error, 143 for SIGTERM and 130 for Ctrl-C. ``JSONARGPARSE_DEBUG=true`` in the
     environment shows the traceback of an error instead.
     """
+    is_debugging = os.environ.get("JSONARGPARSE_DEBUG") == "true"
+    before = threading.excepthook
+    threading.excepthook = before if is_debugging else _SaysOnce()
     try:
         yield
     except (SIGTERMException, KeyboardInterrupt, SystemExit) as end:
@@ -34,9 +37,11 @@ def ends_in_one_message() -> Iterator[None]:
             raise
         _end(received, "")
     except Exception as error:
-        if os.environ.get("JSONARGPARSE_DEBUG") == "true":
+        if is_debugging:
             raise
-        sys.exit(f"lcw: error: {_message_of(error)}\n(JSONARGPARSE_DEBUG=true shows where)")
+        sys.exit(f"lcw: error: {message_of(error)}\n(JSONARGPARSE_DEBUG=true shows where)")
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager
@@ -70,6 +75,19 @@ def without_advertisements() -> Iterator[None]:
             logger.removeFilter(is_no_tip)
 
 
+class _SaysOnce:
+    """Say in one line what ended a thread, such as that of a logger: Python would print its traceback."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, failed: threading.ExceptHookArgs) -> None:
+        message = message_of(failed.exc_value) if failed.exc_value else ""
+        if message and message not in self._said:
+            sys.stderr.write(f"lcw: a thread ended: {message}\n")
+        self._said.add(message)
+
+
 def _signal_of(end: BaseException) -> signal.Signals | None:
     if isinstance(end, SIGTERMException):
         return signal.SIGTERM
@@ -90,13 +108,3 @@ def _last_checkpoint(trainer: Trainer) -> str:
     ]
     written = [path for path in known if path and Path(path).exists()]
     return max(written, key=lambda path: Path(path).stat().st_mtime, default="")
-
-
-def _message_of(error: Exception) -> str:
-    message = describe_failing_layer(error) or str(error) or type(error).__name__
-    if "device-side assert" in message:  # CUDA does not say which, and no later call succeeds
-        return (
-            "the GPU met a number that is out of bounds, most often a label beyond the number of classes; the same "
-            "command with --trainer.accelerator=cpu says which."
-        )
-    return in_one_sentence(message) if "Does not validate against" in message else message

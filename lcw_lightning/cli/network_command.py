@@ -5,15 +5,20 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lcw_lightning.analysis.analyze import analyze
 from lcw_lightning.analysis.report import Report, render, save
+from lcw_lightning.cli.error_message import message_of
+from lcw_lightning.cli.near_names import near_class
+from lcw_lightning.cli.plain_words import in_one_sentence
+from lcw_lightning.compat import option_names
 from lcw_lightning.constraints.constrain import constrain
 from lcw_lightning.constraints.kinds import Kind
 from lcw_lightning.initialization.minibatch import minibatch_init_
@@ -39,11 +44,23 @@ def main(args: Sequence[str]) -> None:
     except Exception as error:
         if os.environ.get("JSONARGPARSE_DEBUG") == "true":
             raise
-        sys.exit(f"lcw: error: {error or type(error).__name__}\n(JSONARGPARSE_DEBUG=true shows where)")
+        sys.exit(f"lcw: error: {message_of(error)}\n(JSONARGPARSE_DEBUG=true shows where)")
+
+
+class _Parser(ArgumentParser):
+    """A parser that reports an error in one sentence, as that of the other commands does."""
+
+    @override
+    def print_usage(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(in_one_sentence(message, option_names(self)), ex)
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lcw analyze", description=DESCRIPTION)
+    parser = _Parser(prog="lcw analyze", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     add("--network", type=str, required=True, help="Such as torchvision.models.resnet50 or timm.create_model.")
     add("--network_args", type=dict[str, Any], default={}, help="Its arguments, such as '{num_classes: 10}'.")
@@ -83,9 +100,10 @@ def _build(path: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         make = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
+        near = near_class(path) if module else ""
         raise ValueError(
-            f"--network={path} names no function or class ({error}); write package.module.name, with the module "
-            "installed or in the working directory."
+            f"--network={path} names no function or class ({error}{near and f', near it is {near}'}); write "
+            "package.module.name, with the module installed or in the working directory."
         ) from error
     try:
         network = make(**arguments)

@@ -1,5 +1,6 @@
 """The parser of ``lcw``, which reports an error in one message, without the usage."""
 
+import re
 import traceback
 from typing import Any, Literal, NoReturn
 
@@ -8,8 +9,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from lcw_lightning.cli.help import COMMAND_HELP, FLAG_HELP, GROUP_TITLES, group_rank, without_markup
-from lcw_lightning.cli.plain_words import in_one_sentence
-from lcw_lightning.compat import help_groups, listed_subcommands, option, subcommand_parser
+from lcw_lightning.cli.near_names import near_class
+from lcw_lightning.cli.plain_words import flag_in, in_one_sentence, keys_in
+from lcw_lightning.compat import help_groups, listed_subcommands, option, option_names, subcommand_parser
 from lcw_lightning.constraints.kinds import Kind
 
 __all__ = ["LCWParser", "describe_commands"]
@@ -17,6 +19,7 @@ __all__ = ["LCWParser", "describe_commands"]
 CLASS_PATH = (
     "Name a class as module.Class, with its module in the working directory or installed, and a config by its path."
 )
+_NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 
 
 class LCWParser(LightningArgumentParser):
@@ -62,10 +65,12 @@ class LCWParser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         problem = import_problem(ex)
-        if problem:
-            message = f"{message.partition(':')[0]}: {problem}"
-        elif self.exit_on_error:  # not the parser of a part of the value, whose message the whole one holds
-            message = in_one_sentence(message)
+        if problem and not self.exit_on_error:  # the parser of a part of the value, whose message the whole one holds
+            message = f'Parser key "{keys_in(message)}": {problem}'
+        elif problem:
+            message = f"{flag_in(message)}{problem}"
+        elif self.exit_on_error:
+            message = in_one_sentence(message, option_names(getattr(ex, "subcommand_parser", self)))
         super().error(message, ex)
 
 
@@ -88,13 +93,27 @@ def import_problem(error: BaseException | None) -> str:
         frames_of_files = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
         if any(frame.name == "import_object" for frame in frames_of_files):  # jsonargparse's own
             last = frames_of_files[-1]
-            if last.name != "import_object":
+            if last.name != "import_object" and not _NO_ATTRIBUTE.fullmatch(str(error)):
                 place = f"{last.filename}, line {last.lineno}"
                 return f"importing the class raised {type(error).__name__}: {error} ({place})."
             if isinstance(error, SyntaxError):  # its message names the place
                 return f"importing the class raised SyntaxError: {error}."
-            return f"{error}. {CLASS_PATH}"
+            return f"{_no_class(error)}. {CLASS_PATH}"
         if str(error).startswith("Import path "):  # the class exists, but is not of the wanted type
             return f"{error}."
         error = error.__cause__
     return ""
+
+
+def _no_class(error: BaseException) -> str:
+    """Return why there is no such class, and which name is near."""
+    message = str(error)
+    if attribute := _NO_ATTRIBUTE.fullmatch(message):
+        near = near_class(f"{attribute[1]}.{attribute[2]}")
+    elif path := re.fullmatch(r"Expected a dot import path string: (.*)", message):
+        message, near = f"there is no class {path[1]}", near_class(path[1])
+    elif path := re.fullmatch(r"Unexpected import path format: (.*)", message):
+        message, near = f"{path[1]} is no path of a class", near_class(re.sub(r"\(.*", "", path[1]))
+    else:
+        near = ""
+    return f"{message}{near and f', near it is {near}'}"

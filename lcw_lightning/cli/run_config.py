@@ -50,9 +50,10 @@ class SaveConfigBesideLogs(SaveConfigCallback):
         here = _compare(path, text) if trainer.is_global_zero else (False, False)
         is_there, is_other = trainer.strategy.broadcast(here)
         if is_other and trainer.state.fn == TrainerFn.FITTING and not self._goes_on(trainer):
+            flag = "--run_name" if self.config.get("run_name") else "--trainer.logger.init_args.version"
             raise FileExistsError(
-                f"the run's folder {trainer.log_dir} holds another run, with its {self.config_filename}: name another, "
-                "such as --trainer.logger.init_args.version, or move that one away."
+                f"the run's folder {trainer.log_dir} holds another run, with its {self.config_filename}: name another "
+                f"by {flag}, go on with that one by --ckpt_path, or move it away."
             )
         if trainer.is_global_zero and not is_there:
             with fsspec.open(path, "w", auto_mkdir=True) as file:
@@ -78,7 +79,10 @@ def checkpoint_without_config(flags: list[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flags_of_one in (("-c", "--config"), ("--model", "--model.class_path"), ("--ckpt_path",)):
         parser.add_argument(*flags_of_one)
-    known, _ = parser.parse_known_args(flags)
+    try:
+        known, _ = parser.parse_known_args(flags)
+    except argparse.ArgumentError:  # a flag without a value, which the parser of the command reports
+        return None
     local = known.ckpt_path and "://" not in known.ckpt_path and known.ckpt_path.partition(":")[0] not in KEYWORDS
     return Path(known.ckpt_path) if local and not (known.config or known.model) else None
 

@@ -1,4 +1,4 @@
-"""Refuse YAML in which a key stands twice, of which PyYAML would take the last in silence."""
+"""Refuse YAML that is broken, or in which a key stands twice, of which PyYAML would take the last in silence."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +16,22 @@ def refuse_repeated_keys() -> None:
         return
 
     def checked(text: str) -> Any:
-        check_keys(text)
+        try:
+            check_keys(text)
+        except yaml.MarkedYAMLError as error:
+            raise yaml.YAMLError(_in_one_sentence(error)) from error
         return load(text)
 
     checked.checks_keys = True  # type: ignore[attr-defined]
     set_loader("yaml", checked, exceptions=(yaml.YAMLError,))
+
+
+def _in_one_sentence(error: yaml.MarkedYAMLError) -> str:
+    """Return where YAML is broken, and why; it breaks most often where lines are not indented alike."""
+    mark = error.problem_mark or error.context_mark
+    place = f"in line {mark.line + 1}, column {mark.column + 1}, " if mark else ""
+    reason = ", ".join(filter(None, (error.context, error.problem)))
+    return f"{place}{reason}; the keys of one group begin in one column, behind spaces, not tabs"
 
 
 def check_keys(text: str) -> None:

@@ -1,6 +1,8 @@
 """How the process ends after an error that has no words of its own, and what Lightning may not say."""
 
+import errno
 import logging
+import threading
 
 import pytest
 from lightning.pytorch import Trainer
@@ -22,6 +24,24 @@ def test_an_error_ends_in_a_sentence(error, says):
     with pytest.raises(SystemExit) as exit_, ends_in_one_message():
         raise error
     assert says in exit_.value.code
+
+
+def in_a_thread(act):
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+
+
+def test_a_thread_ends_in_one_line_however_often(capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, "no space is left for 'events'")
+
+    hook = threading.excepthook
+    with ends_in_one_message():
+        in_a_thread(fail)
+        in_a_thread(fail)
+    assert capsys.readouterr().err == "lcw: a thread ended: no space is left for 'events'.\n"
+    assert threading.excepthook is hook
 
 
 @pytest.mark.parametrize("status", [0, 2, "lcw: error: mine"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lcw_lightning
+from lcw_lightning.cli import main
 
 
 @pytest.fixture
@@ -29,6 +30,10 @@ MISTAKES = {
     "kind": (["--constraint.kind=lwc"], 2, ["constraint.kind", "lwc", "'none', 'lcw'"]),
     "pattern": (["--constraint.include=[netwrk.*]"], 1, ["'netwrk.*' matches no weight", "near it are 'network."]),
     "flag": (["--constraint.knd=lcw"], 2, ["unrecognized arguments: --constraint.knd=lcw"]),
+    "abbreviation": (["--constraint.kin=cwn"], 2, ["--constraint.kin=cwn; near it is --constraint.kind"]),
+    "flag-without-group": (["--max_epochs=3"], 2, ["--max_epochs=3; near it is --trainer.max_epochs"]),
+    "flag-without-value": (["--config"], 2, ["--config needs a value"]),
+    "group": (["--constraint=[head.*]"], 2, ["--constraint: '[head.*]' is no config; the settings of a group have"]),
     "key": (["--model.network.wdth=3"], 2, ["Option 'wdth' is not accepted"]),
     "config": (["--config", "nowhere.yaml"], 2, ["does not exist", "nowhere.yaml"]),
     "checkpoint": (["--ckpt_path", "nowhere.ckpt"], 1, ["there is no checkpoint 'nowhere.ckpt'"]),
@@ -60,7 +65,16 @@ MISTAKES = {
         1,
         ["'network.hidden.0.norm', BatchNorm1d(16", "takes two samples or more; make batches larger"],
     ),
-    "activation": (["--model.network.activation=relu"], 2, ["relu. Name a class as module.Class"]),
+    "activation": (
+        ["--model.network.activation=relu"],
+        2,
+        ["--model.network.activation: there is no class relu, near it is torch.nn.ReLU. Name a class as module.Class"],
+    ),
+    "activation-instance": (
+        ["--model.network.activation=torch.nn.ReLU()"],
+        2,
+        ["--model.network.activation: torch.nn.ReLU() is no path of a class, near it is torch.nn.ReLU."],
+    ),
     "activation-function": (
         ["--model.network.activation=torch.relu"],
         2,
@@ -72,7 +86,17 @@ MISTAKES = {
     "batch-size": (["--data.batch_size=0"], 1, ["batch_size must be at least 1, got 0"]),
     "std": (["--minibatch_init.target_std=-1"], 1, ["MinibatchInitCallback needs target_std > 0, got -1.0"]),
     "string": (["--constraint.include=a.*"], 2, ["--constraint.include: expected a list, such as [a, b]; got 'a.*'"]),
-    "optimizer": (["--model.optimizer=Sdg"], 2, ["Sdg. Name a class as module.Class"]),
+    "optimizer": (
+        ["--model.optimizer=Sdg"],
+        2,
+        ["--model.optimizer: there is no class Sdg, near it is torch.optim.SGD. Name a class as module.Class"],
+    ),
+    "rate": (["--model.optimizer.lr=fast"], 2, ["--model.optimizer.lr: expected a float; got 'fast'"]),
+    "callback": (
+        ["--trainer.callbacks=EarlyStoping"],
+        2,
+        ["--trainer.callbacks: there is no class EarlyStoping, near it is lightning.pytorch.callbacks.EarlyStopping"],
+    ),
     "precision": (["--trainer.precision=half"], 2, ["--trainer.precision: expected an int; expected one of"]),
 }
 
@@ -84,7 +108,8 @@ def test_a_mistake_ends_in_one_message(flags, status, says, failure, lcw):
     code, message = failure("fit", *flags)
     assert code == status
     assert all(text in message for text in says), message
-    assert not any(raw in message for raw in ("Traceback", "usage:", "Union subtypes", "Namespace("))
+    raw = ("Traceback", "usage:", "Union subtypes", "Namespace(", "Parser key", "dot import path", "Errno")
+    assert not any(words in message for words in raw)
     *_, text = (line for line in message.splitlines() if not line.startswith("(JSONARGPARSE"))
     assert "error: " in text  # all that is said, but for the tip before it, is one line
 
@@ -93,6 +118,7 @@ HOW = "Name a class as module.Class, with its module in the working directory or
 MODULES = {  # in the working directory, and what is said of its class Net
     "missing": (None, ["No module named 'missing_{}'. " + HOW]),
     "without_class": ("", ["module 'without_class_{}' has no attribute 'Net'. " + HOW]),
+    "near_class": ("class Ned: pass", ["attribute 'Net', near it is near_class_{}.Ned. " + HOW]),
     "other_class": (
         "class Net: pass",
         ["path other_class_{}.Net does not correspond to a subclass of LightningModule"],
@@ -114,7 +140,7 @@ def test_a_class_that_cannot_be_had_is_named_in_a_sentence_or_two(name, text, sa
     code, message = failure("fit", *(["--model", f"{module}.Net"] if given == "flag" else ["--config", "config.yaml"]))
     assert code == 2
     assert all(part.format(given) in message for part in says), message
-    assert message.splitlines()[1].startswith('error: Parser key "model": ')
+    assert message.splitlines()[1].startswith("error: --model: ")
     assert len(message.splitlines()) == 2
 
 
@@ -126,6 +152,12 @@ YAML = {
     ),
     "broken": ("model: [1, 2\n", "while parsing a flow sequence"),
     "text": ("hello\n", "Unexpected config: hello"),
+    "indentation": (
+        "trainer:\n  devices: 1\n   max_epochs: 1\n",
+        "in line 3, column 14, mapping values are not allowed here; the keys of one group begin in one column",
+    ),
+    "tab": ("trainer:\n\tdevices: 1\n", "the keys of one group begin in one column, behind spaces, not tabs"),
+    "no-setting": ("max_epochs: 1\n", "which is no setting of lcw fit; near it is 'trainer.max_epochs'"),
 }
 
 
@@ -135,6 +167,21 @@ def test_a_config_that_is_no_whole_mapping_is_refused(text, says, failure):
     code, message = failure("fit", "--config", "bad.yaml")
     assert code == 2
     assert says in message
+
+
+COMMANDS = {
+    "missing": ([], "name a command: lcw fit, lcw validate, lcw test, lcw predict, lcw export, lcw analyze"),
+    "misspelt": (["fitt"], "there is no command 'fitt', near it is 'fit'; there are fit, validate, test"),
+    "no-config-flag": (["fit", "digits.yaml"], "settings are given by flags, and a config by --config=FILE"),
+}
+
+
+@pytest.mark.parametrize(("command", "says"), COMMANDS.values(), ids=COMMANDS)
+def test_a_command_that_is_missing_or_misspelt_is_said(command, says, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(command)
+    assert exit_.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export", "analyze"])
@@ -208,6 +255,31 @@ def test_a_file_that_is_no_whole_and_safe_checkpoint_is_refused_and_kept(write, 
     assert Path("bad.ckpt").read_bytes() == before
     assert Path(small_checkpoint).read_bytes() == whole
     assert not Path("payload_ran").exists()
+
+
+BROKEN = {
+    "loops": {"loops": {"fit_loop": 3}},
+    "optimizers": {"optimizer_states": "x"},
+    "callbacks": {"callbacks": [1]},
+    "version": {"pytorch-lightning_version": 3},
+}
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("part", BROKEN.values(), ids=BROKEN)
+def test_a_checkpoint_that_lightning_cannot_restore_is_called_broken(part, failure, small_checkpoint):
+    torch.save({**torch.load(small_checkpoint), **part}, "bad.ckpt")
+    code, message = failure("fit", "--ckpt_path", "bad.ckpt")
+    assert code == 1
+    assert "lcw: error: the checkpoint cannot be restored (" in message
+    assert "it is broken; take another one of the run." in message
+
+
+def test_a_folder_that_cannot_be_made_is_named(failure):
+    Path("file").touch()
+    code, message = failure("fit", "--trainer.default_root_dir=file/runs")
+    assert code == 1
+    assert "file/runs' cannot be read or written: Not a directory." in message
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -55,6 +55,10 @@ MISTAKES = {
         ["--network=torch.nn.Identity", "--input_shape", "3", "4"],
         "takes classifiers, whose output has one",
     ),
+    "near function": (["--network=torchvision.models.resnt50"], "near it is torchvision.models.resnet50"),
+    "abbreviation": ([*MLP, *SHAPE, "--batch=3"], "unrecognized arguments: --batch=3"),
+    "misspelt flag": ([*MLP, *SHAPE, "--bacth_size=3"], "near it is --batch_size"),
+    "limit": ([*MLP, *SHAPE, "--batch_size=0"], "--batch_size: expected a number >0; got '0'"),
     "no such kind": ([*MLP, *SHAPE, "--compare", "LCW"], "LCW"),
 }
 
@@ -66,7 +70,7 @@ def test_a_mistake_ends_in_one_message(case, tmp_path, capsys):
         run(tmp_path, *flags)
     said = f"{end.value}{capsys.readouterr().err}"
     assert message in said
-    assert "Traceback" not in said
+    assert not any(raw in said for raw in ("Traceback", "usage:", "Parser key"))
 
 
 def test_lightning_is_not_imported(run_fresh, tmp_path):

@@ -1,0 +1,50 @@
+"""Names near one that does not exist: of flags, and of classes."""
+
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["near_class", "near_flag"]
+
+PLACES = (
+    "lcw_lightning",
+    "torch.nn",
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+)
+"""Where a class is looked for that is named without a module."""
+
+
+def near_flag(given: str, known: Iterable[str]) -> str:
+    """Return the known flag that is nearest, an empty string if none is near.
+
+    Example:
+        >>> near_flag("--max_epochs", ["--trainer.max_epochs", "--trainer.max_steps"])
+        '--trainer.max_epochs'
+        >>> near_flag("--constraint.kin", ["--config", "--constraint.kind"])
+        '--constraint.kind'
+    """
+    known = list(known)
+    within = [flag for flag in known if flag.endswith(f".{given.lstrip('-')}")]
+    return next(iter(within or get_close_matches(given, known, n=1, cutoff=0.75)), "")
+
+
+def near_class(path: str) -> str:
+    """Return the path of the class or function whose name is nearest, an empty string if none is near.
+
+    Example:
+        >>> import torch
+        >>> near_class("torch.optim.Sgd"), near_class("relu")
+        ('torch.optim.SGD', 'torch.nn.ReLU')
+    """
+    module, _, name = path.rpartition(".")
+    places = [sys.modules[place] for place in ([module] if module else PLACES) if place in sys.modules]
+    paths = {
+        public.lower(): f"{place.__name__}.{public}"
+        for place in reversed(places)  # the first place has the last word
+        for public in dir(place)
+        if callable(getattr(place, public, None))
+    }
+    return next((paths[near] for near in get_close_matches(name.lower(), paths, n=1)), "")

@@ -1,0 +1,40 @@
+"""Names near one that does not exist are offered, and none where none is near."""
+
+import inspect
+
+import pytest
+
+import lcw_lightning
+from lcw_lightning.cli.near_names import near_class, near_flag
+
+CLASSES = {
+    "torch.optim.Sgd": "torch.optim.SGD",
+    "torch.nn.Relu": "torch.nn.ReLU",
+    "relu": "torch.nn.ReLU",
+    "Sdg": "torch.optim.SGD",
+    "StepLr": "torch.optim.lr_scheduler.StepLR",
+    "MNSIT": "lcw_lightning.MNIST",
+    "lcw_lightning.MPL": "lcw_lightning.MLP",
+    "EarlyStoping": "lightning.pytorch.callbacks.EarlyStopping",
+    "torch.optim.qqqq": "",
+    "nowhere.Net": "",
+}
+
+
+@pytest.mark.parametrize(("given", "near"), CLASSES.items(), ids=CLASSES)
+def test_a_class_is_near_whose_name_differs_little(given, near):
+    inspect.getmembers(lcw_lightning)  # imports all classes, as lcw does
+    assert near_class(given) == near
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("--constraint.knd", "--constraint.kind"),
+        ("--kind", "--constraint.kind"),
+        ("--ckptpath", "--ckpt_path"),
+        ("--zzz", ""),
+    ],
+)
+def test_a_flag_is_near_that_ends_alike_or_differs_little(given, near):
+    assert near_flag(given, ["--ckpt_path", "--constraint.kind", "--config"]) == near
