@@ -37,18 +37,22 @@ def bands(statistics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def charts(first: Iterable[str], statistics: Iterable[str]) -> Charts:
-    """Return the layout: a chart for each number that is read first, then for each statistic a band and its lines.
+    """Return the layout: a chart for each number that is read first, then the band of each statistic, then its lines.
+
+    Bands and lines are categories of their own, because within one TensorBoard shows all lines before all bands. It
+    shows bands from the last to the first, so they are given in that order.
 
     Args:
         first: Tags of the numbers that are read first.
         statistics: Names of the statistics that are logged as ``statistic/layer``.
     """
     names = set(statistics)
-    by_layer: dict[str, tuple[str, list[str]]] = {}
-    for statistic in (known for known in Statistic if known.value in names):
-        by_layer[f"{_scaled(statistic)}: median, lowest and highest layer"] = "Margin", _tags(statistic)
-        by_layer[statistic.value] = "Multiline", [f"{statistic.value}/"]
-    return {"read first": {tag: ("Multiline", [tag]) for tag in first}, "activation shift": by_layer}
+    shown = [statistic for statistic in Statistic if statistic.value in names]
+    return {
+        "read first": {tag: ("Multiline", [tag]) for tag in first},
+        "median, lowest and highest layer": {_scaled(known): ("Margin", _tags(known)) for known in reversed(shown)},
+        "a line a layer": {known.value: ("Multiline", [f"{known.value}/"]) for known in shown},
+    }
 
 
 def _scaled(statistic: Statistic) -> str:

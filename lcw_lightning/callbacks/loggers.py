@@ -126,8 +126,10 @@ def show_settings(logger: Logger, settings: Mapping[str, Any], metrics: Iterable
 
     writer = _writer(logger)
     if isinstance(writer, SummaryWriter) and writer.file_writer is not None:
+        # torch writes a truth value as a number, which TensorBoard shows as 1.0000.
+        words = {name: str(value).lower() if isinstance(value, bool) else value for name, value in settings.items()}
         # Lightning's own way would log each metric at step 0, with a value made up.
-        for summary in hparams(dict(settings), {_prefix(logger) + name: 0 for name in metrics}):
+        for summary in hparams(words, {_prefix(logger) + name: 0 for name in metrics}):
             writer.file_writer.add_summary(summary)
 
 

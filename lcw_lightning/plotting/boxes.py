@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lcw_lightning.plotting.panels import (
     CAPTION_HEIGHT,
+    CARD_PANEL_WIDTH,
     COLORS,
     height_of_names,
     number_layers,
@@ -82,7 +83,7 @@ def plot_boxes_by_layer(columns: Mapping[str, Mapping[str, Boxes]], layers: Sequ
     rows = list(next(iter(columns.values())))
     names = short_names(layers)
     bottom = height_of_names(names) + CAPTION_HEIGHT
-    figure, grid = panel_grid(len(rows), len(columns), width=2.6, height=1.5, bottom=bottom, sharey="row")
+    figure, grid = panel_grid(len(rows), len(columns), width=CARD_PANEL_WIDTH, height=1.5, bottom=bottom, sharey="row")
     for row, quantity in enumerate(rows):
         boxes = [_checked(quantities[quantity]) for quantities in columns.values()]
         is_last = row == len(rows) - 1

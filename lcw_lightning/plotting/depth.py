@@ -11,6 +11,7 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from lcw_lightning.plotting.panels import (
+    CARD_PANEL_WIDTH,
     COLORS,
     TICK_SIZE,
     height_of_names,
@@ -61,7 +62,7 @@ def plot_against_depth(
             raise ValueError(f"{statistic} needs {len(layers)} numbers, one per layer; line {name!r} has {len(line)}.")
     names = short_names(layers)
     bottom = height_of_names(names)
-    figure, ((axes,),) = panel_grid(1, 1, width=2.6, height=2.35 - bottom, bottom=bottom)
+    figure, ((axes,),) = panel_grid(1, 1, width=CARD_PANEL_WIDTH, height=2.35 - bottom, bottom=bottom)
     set_style(axes, statistic.replace("_", " "), "" if names else "layer", label)
     number_layers(axes, names)
     axes.set_xlim(0.5, len(layers) + 0.5)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "CAPTION_HEIGHT",
+    "CARD_PANEL_WIDTH",
     "COLORS",
     "TICK_SIZE",
     "height_of_names",
@@ -37,6 +38,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 TICK_SIZE = 9
 CAPTION_HEIGHT = 0.2  # inches
 PANELS_IN_A_ROW = 3
+CARD_PANEL_WIDTH = 2.5
+"""Inches of a panel alone: with its margins 350 pixels, a card of TensorBoard, which drops pixels of wider figures."""
 
 MAX_NAMES = 12  # more layers are numbered
 MAX_NAME_LENGTH = 16
@@ -73,7 +76,8 @@ def panels_in_rows(
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure and ``count`` axes, three in a row."""
     columns = min(count, PANELS_IN_A_ROW)
-    figure, grid = panel_grid(ceil(count / columns), columns, 2.2, 1.9, bottom, right, sharey)
+    width = CARD_PANEL_WIDTH if count == 1 else 2.2
+    figure, grid = panel_grid(ceil(count / columns), columns, width, 1.9, bottom, right, sharey)
     for unused in grid.flat[count:]:
         unused.remove()
     return figure, list(grid.flat[:count])

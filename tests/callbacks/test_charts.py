@@ -38,17 +38,24 @@ def test_numbers_without_a_logarithm_and_those_that_are_not_finite_are_left_out(
     assert bands({"a": {"shift_ratio": 0.0}}) == {}
 
 
-def test_charts_show_what_is_read_first_then_each_band_beside_its_lines():
+def test_charts_show_what_is_read_first_then_bands_then_lines():
     found = charts(["shift/shift_ratio_max"], ["shift_ratio", "sparsity"])
-    assert list(found) == ["read first", "activation shift"]
-    kinds = [kind for kind, _ in found["activation shift"].values()]
-    assert kinds == ["Margin", "Multiline", "Margin", "Multiline"]
-    assert "log10" in next(iter(found["activation shift"]))
-    assert not any("log10" in title for title in list(found["activation shift"])[1:])
+    assert list(found) == ["read first", "median, lowest and highest layer", "a line a layer"]
+    kinds = [[kind for kind, _ in by_title.values()] for by_title in found.values()]
+    assert kinds == [["Multiline"], ["Margin", "Margin"], ["Multiline", "Multiline"]]
+    titles = [list(by_title) for by_title in found.values()]
+    assert titles == [["shift/shift_ratio_max"], ["sparsity", "log10_shift_ratio"], ["shift_ratio", "sparsity"]]
+
+
+def test_no_category_mixes_bands_with_lines_which_tensorboard_would_part():
+    layout = charts(["a"], [statistic.value for statistic in Statistic])
+    assert all(len({kind for kind, _ in by_title.values()}) == 1 for by_title in layout.values())
 
 
 def test_every_band_that_is_charted_is_one_that_is_logged():
     full = {str(n): {statistic.value: 0.5 for statistic in Statistic} for n in range(3)}
-    layout = charts([], [statistic.value for statistic in Statistic])["activation shift"]
-    charted = [tag for kind, tags in layout.values() if kind == "Margin" for tag in tags]
+    layout = charts([], [statistic.value for statistic in Statistic])
+    charted = [
+        tag for by_title in layout.values() for kind, tags in by_title.values() if kind == "Margin" for tag in tags
+    ]
     assert sorted(charted) == sorted(bands(full))

@@ -177,9 +177,10 @@ def test_each_statistic_has_a_chart_of_all_its_layers_and_of_nothing_else(prefix
     first = ["shift/dead_units_max", "shift/shift_ratio_max"]
     lay_out_charts(logger, charts(first, statistics))
     log_scalars(logger, dict.fromkeys([*tags, *first, "val_input_mean/head"], 1.0), 0)
-    read_first, by_layer = layout(logger).category
+    read_first, bands, by_layer = layout(logger).category
     assert [chart.title for chart in read_first.chart] == first
-    lines = [chart for chart in by_layer.chart if chart.HasField("multiline")]
+    assert all(chart.HasField("margin") for chart in bands.chart)
+    lines = list(by_layer.chart)
     assert [chart.title for chart in lines] == statistics
     written = set(scalars(logger))
     for chart in (*lines, *read_first.chart):

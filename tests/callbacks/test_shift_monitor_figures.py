@@ -142,15 +142,14 @@ def test_without_figures_there_are_scalars_and_charts_alone(fit):
 def test_each_statistic_has_a_chart_of_all_layers_and_one_of_their_median_and_limits(fit, statistics):
     events = fit(ShiftMonitor(figures=False))
     (event,) = events.Tensors("custom_scalars__config__")
-    _, by_layer = Layout.FromString(event.tensor_proto.string_val[0]).category
+    _, bands, by_layer = Layout.FromString(event.tensor_proto.string_val[0]).category
     tags = events.Tags()["scalars"]
-    lines = [chart for chart in by_layer.chart if chart.HasField("multiline")]
-    assert sorted(chart.title for chart in lines) == statistics
-    for chart in lines:
+    assert sorted(chart.title for chart in by_layer.chart) == statistics
+    for chart in by_layer.chart:
         (pattern,) = chart.multiline.tag
         shown = [tag for tag in tags if re.match(pattern, tag)]
         assert sorted(shown) == [f"{chart.title}/{layer}" for layer in LAYERS]
-    limits = [chart.margin.series[0] for chart in by_layer.chart if chart.HasField("margin")]
+    limits = [chart.margin.series[0] for chart in bands.chart]
     assert len(limits) == len(statistics)
     assert {tag for series in limits for tag in (series.value, series.lower, series.upper)} <= set(tags)
 

@@ -131,7 +131,7 @@ def test_constant_and_broken_data_are_shown(fill, layers):
 def test_a_hundred_layers_keep_their_boxes_apart():
     figure = plot_boxes_by_layer({"": {"z": quantiles(torch.randn(100, 99))}})
     image = rgb_array(figure)
-    assert image.shape[1] == 360
+    assert image.shape[1] == 350
     (axes,) = figure.axes
     (left, _), (right, _) = axes.transData.transform([(1.3, 0), (1.7, 0)])
     assert right - left > 0.8  # pixels between one box and the next
