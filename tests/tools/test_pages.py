@@ -25,19 +25,38 @@ REPORTS = {  # what tools.reproduce is given to make a table, by the table's nam
     "sparse_noclipping_1epochs": f"{MLP100} --no-gradient-clipping --epochs 1 --select-epochs 1 --rates 3e-5 1e-4 3e-4",
     "sparse_2epochs": f"{MLP100} --epochs 2 --select-epochs 1 --rates 1e-3 3e-3 1e-2",
 }
+# Decimal numbers outside tables are versions, settings or mathematics. Those of measurements belong in tables.
+DECIMALS = {
+    "README.md": "3.10 2.6 0.1 2.0",  # Python, PyTorch, chance, licence
+    "docs/command_line.md": "1.0 0.5",  # defaults
+    "docs/compatibility.md": "0.003 0.02 0.07 0.7",  # rounding of 16-bit weights at stated sizes
+    "docs/lightning.md": "2.5",  # the limit of the verdict
+    "docs/recurrent.md": "2.5 6.5 0.15 0.97 0.9 0.93 0.14",  # the limit of the verdict; lcw_lightning.theory.recurrence
+    "docs/sparse.md": "0.72 0.6 0.78 0.7 0.8 2.1 0.9 1.2",  # lcw_lightning.theory.variance_maps
+    "results/fig5.md": "0.9 0.1",  # momentum and rate
+    "results/preflight.md": "0.6 0.7 0.8 0.85",  # sparsities
+    "results/sparse.md": "0.2 0.1 0.6 0.7 0.8 0.9",  # sparsities, chance, momentum
+}
+NO_PROSE = re.compile(r"(?s)<!-- (\S+): made by .*?<!-- /\1 -->|```.*?```|`[^`]*`|\]\([^)]*\)")
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
+
 FOLDERS = {"preflight": "sparse", **{name: REPORTS[name].split()[0] for name in REPORTS if name != "preflight"}}
 
 
 @pytest.fixture
 def pages(monkeypatch, tmp_path):
     """Let tools write into copies of the pages, whose tables are taken out; return the folder."""
-    monkeypatch.setattr(readme, "README", ROOT / "README.md")
-    copies = [(page, tmp_path / page.relative_to(ROOT)) for page in readme.pages()]
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
-    for page, copy in copies:
+    for page in readme_pages():
+        copy = tmp_path / page.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
         copy.write_text(re.sub(r"(?s)(<!-- \S+: made by [^>]*-->\n).*?(<!-- /)", r"\1\2", page.read_text()))
     return tmp_path
+
+
+def readme_pages() -> list[Path]:
+    """Return README.md and the pages of docs/ and results/."""
+    return [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("results/*.md"))]
 
 
 def table(name: str, folder: Path) -> str:
@@ -73,3 +92,17 @@ def test_every_json_file_was_made_at_a_clean_commit():
         records = content if isinstance(content, list) else [content]
         for entry in (entry for record in records for entry in ([record] if "git" in record else record.values())):
             assert re.fullmatch(r"[0-9a-f]{7,}", entry["git"]), path
+
+
+def test_no_number_of_a_measurement_stands_outside_a_table():
+    for page in readme_pages():
+        name = str(page.relative_to(ROOT))
+        stray = set(DECIMAL.findall(NO_PROSE.sub("", page.read_text()))) - set(DECIMALS.get(name, "").split())
+        assert not stray, f"{name}: {sorted(stray)}"
+
+
+def test_control_a_measured_number_in_prose_is_found():
+    text = (
+        "It has 0.95 `0.5` [here](0.7.md).\n<!-- a: made by b -->\n0.1\n<!-- /a -->\n```\n0.2\n```\nv2.6.4, 3.5 times"
+    )
+    assert DECIMAL.findall(NO_PROSE.sub("", text)) == ["0.95", "3.5"]
