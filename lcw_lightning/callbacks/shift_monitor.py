@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
-from lcw_lightning.analysis.failures import not_finite
 from lcw_lightning.callbacks.evaluation_sparsity import EvaluationSparsity
+from lcw_lightning.callbacks.finite_watch import FiniteWatch
 from lcw_lightning.callbacks.forgetting import forget_module
 from lcw_lightning.callbacks.gradient_scale import gradient_scale
 from lcw_lightning.callbacks.sample_log import SampleLog
@@ -20,9 +21,7 @@ from lcw_lightning.observation.summary import summary
 from lcw_lightning.weights.settings import check_patterns
 from lcw_lightning.weights.weight_ref import named_weights
 
-__all__ = [
-    "ShiftMonitor",
-]
+__all__ = ["ShiftMonitor"]
 
 
 class ShiftMonitor(Callback):
@@ -34,7 +33,9 @@ class ShiftMonitor(Callback):
     the union of all ranks' batches) and the weights that it used. Hooks exist during a sampled step only, so other
     steps cost nothing. Training is bit for bit the same with and without the monitor. It works with every Lightning
     logger. A compiled network runs the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the
-    sampled batch, independent of loss scaling, gradient accumulation and the number of ranks.
+    sampled batch, independent of loss scaling, gradient accumulation and the number of ranks. When numbers of a sample
+    cease to be finite, one warning names the step and where; if a :class:`~lcw_lightning.LossWatch` says so of the
+    loss, there is none beside it.
 
     Of recurrent layers the statistics are those of the hidden states. Beside them ``preactivation_mean``,
     ``preactivation_std`` and ``shift_ratio`` of each gate are logged as ``statistic/layer.gate``, such as
@@ -66,9 +67,6 @@ class ShiftMonitor(Callback):
         exclude: Glob patterns of weights to leave out.
         sparsity: Log ``val/sparsity`` and ``test/sparsity``. By default they are logged if steps are sampled.
 
-    Attributes:
-        not_finite: The first sampled step in which numbers were not finite, and where; None while all were finite.
-
     Raises:
         ValueError: ``every_n_steps`` is no whole number from 0 on, or patterns are no list; or, at the first sample or
             evaluation, a pattern matches no weight. A module without layers is not an error unless patterns are given.
@@ -92,7 +90,7 @@ class ShiftMonitor(Callback):
         self.exclude = list(exclude)
         self.histograms = histograms
         self.sparsity = every_n_steps > 0 if sparsity is None else sparsity
-        self.not_finite: tuple[int, str] | None = None
+        self._finite_watch = FiniteWatch()
         self._zeros = EvaluationSparsity()
         self._sampling = ExitStack()
         self._sample: Snapshot | None = None
@@ -100,6 +98,11 @@ class ShiftMonitor(Callback):
         self._samples = SampleLog(every_n_steps, figures, histograms)
         self._first: dict[str, float] = {}  # what a person reads first, at the last sample
         self._is_begun = False  # whether a batch of this run has ended
+
+    @property
+    def not_finite(self) -> tuple[int, str] | None:
+        """The first sampled step in which numbers were not finite, and where; None while all were finite."""
+        return self._finite_watch.first
 
     @property
     @override
@@ -120,7 +123,7 @@ class ShiftMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.not_finite = None
+        self._finite_watch = FiniteWatch()
         self._sampled_step = None
         self._is_begun = False
         self._samples = SampleLog(self.every_n_steps, self.figures, self.histograms)
@@ -138,6 +141,11 @@ class ShiftMonitor(Callback):
         with_values = self._samples.start(trainer, pl_module)
         self._sample = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values)
         self._sampling.enter_context(self._sample.watching())
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._sample is not None:
+            self._finite_watch.see_loss(loss)
 
     @override
     def on_train_batch_end(
@@ -167,15 +175,7 @@ class ShiftMonitor(Callback):
         self._zeros.start_batch()
 
     @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         self._zeros.end_batch()
 
     @override
@@ -208,8 +208,7 @@ class ShiftMonitor(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, sample: Snapshot, step: int) -> None:
         statistics = sample.statistics()
-        if self.not_finite is None and (finding := not_finite(statistics, None)):
-            self.not_finite = step, finding.says
+        self._finite_watch.look(trainer, statistics, step)
         values = sample.values() if sample.samples is not None else {}
         if not statistics:
             return

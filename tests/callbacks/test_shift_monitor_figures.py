@@ -180,7 +180,8 @@ def test_the_verdict_says_what_is_the_matter(make_project, fit):
     project = make_project()
     with torch.no_grad():
         project.body[0].weight[0] = torch.nan
-    text = fit(ShiftMonitor(figures=False), project=project, max_steps=1).Tensors("verdict/text_summary")[0]
+    with pytest.warns(UserWarning, match="in step 0: Not finite: the weights of 'body.0'"):
+        text = fit(ShiftMonitor(figures=False), project=project, max_steps=1).Tensors("verdict/text_summary")[0]
     assert b"Not finite: the weights of 'body.0'" in text.tensor_proto.string_val[0]
 
 
@@ -226,7 +227,8 @@ def test_a_run_that_diverges_is_still_plotted(make_project, fit, figures):
     project = make_project()
     with torch.no_grad():
         project.body[0].weight[0] = torch.nan
-    events = fit(ShiftMonitor(histograms=True), project=project, max_steps=1)
+    with pytest.warns(UserWarning, match="in step 0: Not finite: the weights of 'body.0'"):
+        events = fit(ShiftMonitor(histograms=True), project=project, max_steps=1)
     assert sorted(events.Tags()["images"]) == figures
     assert np.isnan(events.Scalars("shift_ratio/body.0")[0].value)
 
