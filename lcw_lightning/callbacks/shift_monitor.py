@@ -16,8 +16,9 @@ from lcw_lightning.callbacks.sample_log import SampleLog
 from lcw_lightning.callbacks.step_number import step_number
 from lcw_lightning.observation.compiled import is_compiled
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
-from lcw_lightning.observation.snapshot import Snapshot
+from lcw_lightning.observation.snapshot import Snapshot, SnapshotMemory
 from lcw_lightning.observation.summary import summary
+from lcw_lightning.weights.layer_types import layer_type_of
 from lcw_lightning.weights.settings import check_patterns
 from lcw_lightning.weights.weight_ref import named_weights
 
@@ -91,6 +92,7 @@ class ShiftMonitor(Callback):
         self.histograms = histograms
         self.sparsity = every_n_steps > 0 if sparsity is None else sparsity
         self._finite_watch = FiniteWatch()
+        self._memory = SnapshotMemory()
         self._zeros = EvaluationSparsity()
         self._sampling = ExitStack()
         self._sample: Snapshot | None = None
@@ -135,11 +137,11 @@ class ShiftMonitor(Callback):
         if self.every_n_steps == 0 or step % self.every_n_steps or step == self._sampled_step or trainer.barebones:
             return
         self._sampled_step = step
-        layers = self._layers(pl_module)
-        if not layers:
+        if not (layers := self._layers(pl_module)):
             return  # the module has none, or all of them are still lazy
         with_values = self._samples.start(trainer, pl_module)
-        self._sample = Snapshot(layers, pl_module.device, gradient_scale(trainer, pl_module), with_values)
+        scale = gradient_scale(trainer, pl_module)
+        self._sample = Snapshot(layers, pl_module.device, scale, with_values, memory=self._memory)
         self._sampling.enter_context(self._sample.watching())
 
     @override
@@ -202,9 +204,9 @@ class ShiftMonitor(Callback):
         forget_module(self)
 
     def _layers(self, pl_module: LightningModule) -> dict[str, ObservedLayer]:
-        if self.include == ["*"] and not self.exclude and not named_weights(pl_module):
-            return {}
-        return observed_layers(pl_module, self.include, self.exclude)
+        takes_all = self.include == ["*"] and not self.exclude
+        is_bare = takes_all and not any(named_weights(layer) for layer in pl_module.modules() if layer_type_of(layer))
+        return {} if is_bare else observed_layers(pl_module, self.include, self.exclude)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, sample: Snapshot, step: int) -> None:
         statistics = sample.statistics()
@@ -212,8 +214,8 @@ class ShiftMonitor(Callback):
         values = sample.values() if sample.samples is not None else {}
         if not statistics:
             return
-        numbers = summary(statistics, sample.num_values("preactivation_gradient"))
-        self._first = trainer.strategy.broadcast(numbers)  # ranks may have called layers in different orders
+        # Ranks may have called layers in different orders.
+        self._first = trainer.strategy.broadcast(summary(statistics, sample.num_values("preactivation_gradient")))
         self._log_first(pl_module)
         verdict = self._samples.verdict(pl_module, sample, statistics, (self.include, self.exclude))
         self._samples.log(trainer, self._first, statistics, values, verdict, step, sample.recurrence().gates)
@@ -227,4 +229,5 @@ class ShiftMonitor(Callback):
 
     def _discard(self) -> None:
         self._end_sample()
+        self._memory = SnapshotMemory()
         self._zeros.stop()

@@ -75,8 +75,7 @@ class _Hooks:
     def before(
         self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any] | None:
-        arguments = (*args, kwargs.get(_first_parameter(layer)), *kwargs.values())
-        given = next((value for value in arguments if _can_be_observed(_data(value))), None)
+        given = next((value for value in _in_order(layer, args, kwargs) if _can_be_observed(_data(value))), None)
         if given is None:
             return None  # an error only if the layer raises one
         first = _data(given)
@@ -155,8 +154,12 @@ def _last_rows(packed: PackedSequence, direction: int) -> Tensor:
     return rows if packed.unsorted_indices is None else rows[packed.unsorted_indices.cpu()]
 
 
-def _first_parameter(layer: nn.Module) -> str:
-    return next(iter(signature(layer.forward).parameters), "")
+def _in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """Yield a layer's arguments; of those given by name, its first parameter comes first."""
+    yield from args
+    if kwargs:  # looking at a signature takes as long as a narrow layer
+        yield kwargs.get(next(iter(signature(layer.forward).parameters), ""))
+        yield from kwargs.values()
 
 
 def _can_be_observed(value: Any) -> bool:

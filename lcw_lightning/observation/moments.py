@@ -10,13 +10,15 @@ from torchmetrics import Metric
 
 from lcw_lightning.observation.hooks import Quantity
 from lcw_lightning.observation.observed_layers import ObservedLayer
+from lcw_lightning.observation.scratch import Scratch
 
-__all__ = ["ChannelSums", "NetworkMoments", "Series", "split_channels"]
+__all__ = ["ChannelSums", "NetworkMoments", "Series", "sizes_of", "split_channels"]
 
 Series = Literal[Quantity, "projection", "gates"]
 """What is summed: the observed quantities, w_i a for each weight vector that multiplies the input, and gates' z."""
 
 _LARGEST_COPY = 2**20  # numbers that are copied to float64 at a time
+_LARGEST_CACHED = 2**17  # numbers whose copy stays in the cache of a CPU's core
 
 
 class ChannelSums(NamedTuple):
@@ -34,27 +36,38 @@ class ChannelSums(NamedTuple):
     """Number of exact zeros."""
 
     @classmethod
-    def of(cls, values: Tensor, num_channels: int, channel_dim: int, count_zeros: bool = True) -> "ChannelSums":
+    def of(
+        cls,
+        values: Tensor,
+        num_channels: int,
+        channel_dim: int,
+        count_zeros: bool = True,
+        scratch: Scratch | None = None,
+    ) -> "ChannelSums":
         """Return the sums of one tensor. Those of the two directions of a bidirectional layer are pooled.
+
+        Many sums of one step share their scratch memory.
 
         Example:
             >>> ChannelSums.of(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), num_channels=2, channel_dim=-1).total.tolist()
             [0.0, 4.0]
         """
-        width = values.shape[-1]
-        if channel_dim == -1 and width != num_channels and width % num_channels == 0:  # otherwise the layer raises
-            values = torch.unflatten(values, -1, (-1, num_channels))
+        if channel_dim == -1 and values.shape[-1] % num_channels == 0:  # otherwise the layer raises
+            values = values.reshape(-1, num_channels)
         values, others = split_channels(values, channel_dim)
-        longest = max(others, key=lambda dim: values.shape[dim])
-        if values.numel() > _LARGEST_COPY and values.shape[longest] > 1:
+        scratch = Scratch() if scratch is None else scratch
+        longest = max(others, key=values.shape.__getitem__)
+        largest = min(_LARGEST_COPY, _LARGEST_CACHED if values.is_cpu else _LARGEST_COPY)
+        if values.numel() > largest and values.shape[longest] > 1:
             halves = values.chunk(2, longest)
-            first, second = (cls.of(half, num_channels, channel_dim, count_zeros) for half in halves)
+            first, second = (cls.of(half, num_channels, channel_dim, count_zeros, scratch) for half in halves)
             return first.plus(second)
-        precise = values.to(torch.float64, copy=True)
-        total, squares = _sum(precise, others), _sum(precise.square_(), others)
-        zeros = torch.zeros_like(total)
-        if count_zeros:  # as numbers, because torch is slow with booleans
-            zeros = _sum(torch.eq(values, 0, out=torch.empty_like(values)).double(), others)
+        precise = scratch.like(values, torch.float64).copy_(values)
+        total, squares = _sum(precise, others, scratch), _sum(precise.square_(), others, scratch)
+        if count_zeros:  # as numbers, because torch is slow with booleans; float32 counts up to _LARGEST_COPY exactly
+            zeros = _sum(torch.eq(values, 0, out=scratch.like(values, torch.float32)), others, scratch).double()
+        else:
+            zeros = torch.zeros_like(total)
         return cls(values.numel() // num_channels, total, squares, zeros)
 
     def plus(self, other: "ChannelSums") -> "ChannelSums":
@@ -87,7 +100,9 @@ class NetworkMoments(Metric):
     def __init__(self, layers: Mapping[str, ObservedLayer]) -> None:
         super().__init__()
         keys = [(name, series) for series in get_args(Series) for name in layers]
-        widths = [_width(layers[name], series) for name, series in keys]
+        self.sizes = sizes_of(layers)
+        widths = [self.sizes[name][series] for name, series in keys]
+        self.first, self.last = (names := list(layers))[0], names[-1]
         ends = list(accumulate(widths))
         self.columns = {key: slice(end - width, end) for key, end, width in zip(keys, ends, widths, strict=True)}
         self.register_buffer("widths", torch.tensor(widths), persistent=False)
@@ -95,48 +110,66 @@ class NetworkMoments(Metric):
 
     def columns_of(self, series: Series) -> slice:
         """Return the columns of a series: those of its layers are adjacent."""
-        parts = [columns for (_, other), columns in self.columns.items() if other == series]
-        return slice(parts[0].start, parts[-1].stop)
+        return slice(self.columns[self.first, series].start, self.columns[self.last, series].stop)
 
     def update(self, sums: Mapping[tuple[str, Series], ChannelSums]) -> None:
         """Add sums, by layer and series."""
-        unseen = self.totals.new_zeros(self.totals.shape[1])
-        counts = torch.tensor([sums[key].number if key in sums else 0 for key in self.columns], device=unseen.device)
-        rows = [
-            torch.cat([getattr(sums[key], row) if key in sums else unseen[cols] for key, cols in self.columns.items()])
-            for row in ("total", "squares", "zeros")
-        ]
-        self.totals += torch.stack((counts.repeat_interleave(self.widths), *rows))
+        nothing = torch.zeros_like(self.totals[0])
+        parts = [sums[key] if key in sums else (0, *[nothing[cols]] * 3) for key, cols in self.columns.items()]
+        numbers, *rows = zip(*parts, strict=True)
+        self.totals[0] += torch.tensor(numbers, device=nothing.device).repeat_interleave(self.widths)
+        for number, row in enumerate(rows, start=1):
+            self.totals[number] += torch.cat(row)
 
     def compute(self) -> Tensor:
         """Return count, mean, variance and fraction of zeros of each channel, shape ``(4, columns)``.
 
         For channels that were not observed the count is zero and the others are NaN.
         """
-        count, total, squares, zeros = self.totals
-        mean = total / count
-        return torch.stack((count, mean, (squares / count - mean.square()).clamp(min=0), zeros / count))
+        found = self.totals / self.totals[0]
+        count, mean, variance, _ = found
+        count.copy_(self.totals[0])
+        variance.sub_(mean.square()).clamp_(min=0)
+        return found
 
     def mean_by_layer(self, channels: Tensor) -> dict[Series, Tensor]:
         """Return the mean over the channels of each layer, by series, shape ``(layers,)``."""
-        means = torch.segment_reduce(channels, "mean", lengths=self.widths)
-        return dict(zip(get_args(Series), means.view(len(get_args(Series)), -1), strict=True))
+        return {series: self.layer_means(series, channels[self.columns_of(series)]) for series in get_args(Series)}
+
+    def layer_means(self, series: Series, channels: Tensor) -> Tensor:
+        """Return the mean over the channels of each layer, shape ``(layers,)``, of values for one series alone."""
+        return torch.segment_reduce(channels, "mean", lengths=self.widths_of(series))
+
+    def widths_of(self, series: Series) -> Tensor:
+        """Return the number of columns of each layer in a series."""
+        return self.widths.view(len(get_args(Series)), -1)[get_args(Series).index(series)]
 
 
-def _sum(values: Tensor, dims: list[int]) -> Tensor:
+def _sum(values: Tensor, dims: list[int], scratch: Scratch) -> Tensor:
     """Return the sum over all dimensions except one."""
     if values.dim() == 2 and dims == [0]:
         # A reduction would start torch's threads, which takes longer than summing a batch of vectors.
-        return (values.new_ones(1, len(values)) @ values)[0]
+        return torch.mm(scratch.ones(values), values).squeeze(0)
     return values.sum(dims)
 
 
-def _width(layer: ObservedLayer, series: Series) -> int:
-    if series == "projection":
-        return layer.num_projections
-    if series == "gates":
-        return layer.gate_channels
-    return layer.out_channels if series.startswith("preactivation") else layer.in_channels
+def sizes_of(layers: Mapping[str, ObservedLayer]) -> dict[str, dict[Series, int]]:
+    """Return how many channels each layer has in each series.
+
+    Example:
+        >>> from lcw_lightning.observation.observed_layers import observed_layers
+        >>> sizes_of(observed_layers(torch.nn.Sequential(torch.nn.Linear(4, 3))))["0"]["input"]
+        4
+    """
+    return {
+        name: {
+            **dict.fromkeys(("input", "input_gradient"), layer.in_channels),
+            **dict.fromkeys(("preactivation", "preactivation_gradient"), layer.out_channels),
+            "projection": layer.num_projections,
+            "gates": layer.gate_channels,
+        }
+        for name, layer in layers.items()
+    }
 
 
 def split_channels(values: Tensor, channel_dim: int) -> tuple[Tensor, list[int]]:

@@ -1,6 +1,7 @@
 """Which layers can be observed, and where each has its input, its output and the weights between them."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import torch
@@ -36,8 +37,7 @@ class ObservedLayer(NamedTuple):
     @property
     def channel_dim(self) -> int:
         """The dimension of the channels in input and output, counted from the end, so with or without a batch."""
-        first = next(iter(self.weights.values()))
-        return first.channel_dim if first.is_observable else -1
+        return next(iter(self.weights.values())).channel_dim  # -1 for layers that are not observable
 
     @property
     def in_channels(self) -> int:
@@ -73,10 +73,16 @@ class ObservedLayer(NamedTuple):
         bias = getattr(holder, "bias", None)
         return bias.detach() if isinstance(bias, Tensor) else None
 
-    @torch.no_grad()
-    def units(self) -> dict[str, Tensor]:
-        """Return every weight as the layer uses it now, with one row per unit; the layer is not changed."""
-        with at_rest(ref.layer for ref in self.weights.values()):
+    def units(self, built: Mapping[WeightRef, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
+        """Return every weight as the layer uses it now, with one row per unit; the layer is not changed.
+
+        Args:
+            built: Weights that need not be built by their parametrizations, as
+                :func:`~lcw_lightning.observation.built_weights.built_weights` yields them.
+        """
+        if all(ref in built for ref in self.weights.values()):
+            return {name: ref.units_of(built[ref]) for name, ref in self.weights.items()}
+        with torch.no_grad(), at_rest(ref.layer for ref in self.weights.values()):
             return {name: ref.units.detach() for name, ref in self.weights.items()}
 
     def input_units(self, units: Mapping[str, Tensor]) -> Tensor:

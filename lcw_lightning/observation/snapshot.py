@@ -6,14 +6,33 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lcw_lightning.observation.built_weights import built_weights
 from lcw_lightning.observation.hooks import Quantity, observe
-from lcw_lightning.observation.moments import ChannelSums, NetworkMoments, Series
+from lcw_lightning.observation.moments import ChannelSums, NetworkMoments, Series, sizes_of
 from lcw_lightning.observation.observed_layers import ObservedLayer
 from lcw_lightning.observation.recurrences import Recurrence, Recurrences
 from lcw_lightning.observation.samples import ValueSamples
+from lcw_lightning.observation.scratch import Scratch
 from lcw_lightning.observation.statistics import Statistic, WeightFacts, gate_statistics, network_statistics
+from lcw_lightning.weights.weight_ref import WeightRef
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "SnapshotMemory"]
+
+
+class SnapshotMemory:
+    """What snapshots can take over from earlier ones: memory and, where no layer has changed its size, the layout."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self._moments: NetworkMoments | None = None
+
+    def moments(self, layers: Mapping[str, ObservedLayer], device: torch.device) -> NetworkMoments:
+        """Return moments for these layers that have seen nothing."""
+        if self._moments is None or self._moments.sizes != sizes_of(layers) or self._moments.totals.device != device:
+            self._moments = NetworkMoments(layers).to(device)
+        else:
+            self._moments.reset()
+        return self._moments
 
 
 class Snapshot:
@@ -25,6 +44,7 @@ class Snapshot:
         gradient_scale: The factor that multiplies the gradients in this backward pass; statistics are divided by it.
         with_values: Keep samples of values, too.
         over_time: Find the gradient of recurrent layers at each step, too.
+        memory: Of earlier snapshots, which are no longer read.
 
     Example:
         >>> from torch import nn
@@ -44,19 +64,19 @@ class Snapshot:
         gradient_scale: float = 1.0,
         with_values: bool = False,
         over_time: bool = False,
+        memory: SnapshotMemory | None = None,
     ) -> None:
         self.layers = layers
         self.gradient_scale = gradient_scale
-        self.moments = NetworkMoments(layers).to(device)
-        self.channels = {
-            (name, is_input): (layer.in_channels if is_input else layer.out_channels, layer.channel_dim)
-            for name, layer in layers.items()
-            for is_input in (True, False)
-        }
+        memory = SnapshotMemory() if memory is None else memory
+        self.scratch = memory.scratch
+        self.moments = memory.moments(layers, torch.device(device))
+        self.channel_dims = {name: layer.channel_dim for name, layer in layers.items()}
         self.sums: dict[tuple[str, Series], ChannelSums] = {}
         self.inputs: dict[str, ChannelSums] = {}
         self.facts: dict[str, WeightFacts] = {}
         self.samples = ValueSamples(list(layers)).to(device) if with_values else None
+        self.built: dict[WeightRef, Tensor] = {}
         self.seen: dict[tuple[str, Quantity], list[Tensor]] = {}
         self.modules = {name: layer.layer for name, layer in layers.items()}
         self.recurrences = Recurrences(self.modules, self._observe_gates, with_gradients=over_time)
@@ -64,8 +84,13 @@ class Snapshot:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Observe the layers within the block; outside it there are no hooks."""
+        refs = [ref for layer in self.layers.values() for ref in layer.weights.values()]
         # The gates come second, because the first replaces outputs by aliases.
-        with observe(self.modules, self._observe), self.recurrences.watching():
+        with (
+            built_weights(refs) as self.built,
+            observe(self.modules, self._observe),
+            self.recurrences.watching(),
+        ):
             yield
 
     def statistics(self) -> dict[str, dict[str, float]]:
@@ -111,10 +136,9 @@ class Snapshot:
                 found[name, quantity] = sample[: self.layers[name].in_channels]
         return {key: sample / (self.gradient_scale if "gradient" in key[1] else 1.0) for key, sample in found.items()}
 
-    @torch.no_grad()
     def _observe(self, name: str, quantity: Quantity, values: Tensor) -> None:
-        num_channels, channel_dim = self.channels[name, "input" in quantity]
-        sums = ChannelSums.of(values, num_channels, channel_dim, count_zeros=quantity == "input")
+        columns, channel_dim = self.moments.columns[name, quantity], self.channel_dims[name]
+        sums = ChannelSums.of(values, columns.stop - columns.start, channel_dim, quantity == "input", self.scratch)
         self._add(name, quantity, sums)
         if quantity == "input":
             self.inputs[name] = sums
@@ -131,17 +155,29 @@ class Snapshot:
     def _projections(self, name: str, sums: ChannelSums) -> ChannelSums:
         """Return the sums of w_i a, computed from the sums of a."""
         layer = self.layers[name]
-        units = layer.units()
+        units = layer.units(self.built)
+        for ref in layer.weights.values():
+            self.built.pop(ref, None)  # a later call builds its own
         if name not in self.facts:
             self.facts[name] = WeightFacts.of(layer, units)
-        rows = layer.input_units(units)
-        # The sum would overflow float16, and autocast would convert the operands of the product to float16.
-        dtype = torch.promote_types(rows.dtype, torch.float32)
-        with torch.autocast(rows.device.type, enabled=False):
-            projected = torch.linalg.vecdot(rows.to(dtype), layer.expand_to_fan_in(sums.total).to(dtype)).double()
+        projected = _products(layer.input_units(units), layer.expand_to_fan_in(sums.total)).double()
         unknown = torch.zeros_like(projected)
         return ChannelSums(sums.number, projected, squares=unknown, zeros=unknown)
 
     def _add(self, name: str, series: Series, sums: ChannelSums) -> None:
         before = self.sums.get((name, series))
         self.sums[name, series] = sums if before is None else before.plus(sums)
+
+
+def _products(rows: Tensor, totals: Tensor) -> Tensor:
+    """Return the product of each row with its total inputs, or with those of all, in float32 at least."""
+    # The sum would overflow float16, and autocast would convert the operands of the product to float16.
+    if torch.is_autocast_enabled(rows.device.type):
+        with torch.autocast(rows.device.type, enabled=False):
+            return _products(rows, totals)
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    rows, totals = rows.to(dtype), totals.to(dtype)
+    if totals.shape == (1, rows.shape[1]) and rows.shape[0]:  # no copy of the weight's size is made
+        return torch.mv(rows, totals[0])
+    products: Tensor = torch.linalg.vecdot(rows, totals)
+    return products

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -106,8 +106,12 @@ class WeightFacts(NamedTuple):
             name: torch.linalg.vector_norm(matrix, dim=1, keepdim=True, dtype=dtype) for name, matrix in units.items()
         }
         sums = [_as_multiplied(matrix).sum(1, keepdim=True, dtype=dtype) for matrix in units.values()]
-        bias = None if layer.bias is None else layer.bias.to(torch.float64, copy=True)
-        return cls(torch.cat(sums), torch.cat(list(norms.values())), layer.input_units(norms), bias)
+        bias = None if (used := layer.bias) is None else used.to(torch.float64, copy=True)
+        return cls(_joined(sums), _joined(list(norms.values())), layer.input_units(norms), bias)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _as_multiplied(weight: Tensor) -> Tensor:
@@ -128,32 +132,46 @@ def network_statistics(
         layers: The layers that ``moments`` was made for.
         facts: Of the weights that the layers used, by layer.
     """
-    count, mean, variance, zeros = moments.compute()
-    pooled = moments.mean_by_layer
-    means, variances, seen = pooled(mean), pooled(variance), pooled(count)
-    shift, degrees, spread = _shift_angle_spread(moments, layers, facts, mean)
-    z, dz, a, da = (
-        variances[series] for series in ("preactivation", "preactivation_gradient", "input", "input_gradient")
+    table, pooled = moments.compute(), moments.layer_means
+    seen = moments.mean_by_layer(table[0])
+    mean, variance, zeros = (
+        {series: row[moments.columns_of(series)] for series in get_args(Series)} for row in table[1:]
     )
+    z, dz, a, da = (
+        pooled(series, variance[series])
+        for series in ("preactivation", "preactivation_gradient", "input", "input_gradient")
+    )
+    shift = mean["preactivation"] - _biases(layers, facts, mean["preactivation"])
+    degrees = _degrees_off_orthogonal(mean["projection"], _lengths(moments, layers, facts, mean["input"]))
+    input_mean = pooled("input", mean["input"])
+    spread = mean["input"] - input_mean.repeat_interleave(moments.widths_of("input"))
     values: dict[Statistic, tuple[Series, Tensor]] = {
-        Statistic.SHIFT_RATIO: ("preactivation", (pooled(shift**2)["preactivation"] / z).sqrt()),
-        Statistic.SHIFT_ANGLE_DEGREES: ("projection", pooled(degrees)["projection"]),
-        Statistic.INPUT_MEAN: ("input", means["input"]),
-        Statistic.INPUT_MEAN_SPREAD: ("input", pooled(spread**2)["input"].sqrt()),
+        Statistic.SHIFT_RATIO: ("preactivation", (pooled("preactivation", shift**2) / z).sqrt()),
+        Statistic.SHIFT_ANGLE_DEGREES: ("projection", pooled("projection", degrees)),
+        Statistic.INPUT_MEAN: ("input", input_mean),
+        Statistic.INPUT_MEAN_SPREAD: ("input", pooled("input", spread**2).sqrt()),
         Statistic.PREACTIVATION_STD: ("preactivation", z.sqrt()),
         Statistic.GRADIENT_STD: ("preactivation_gradient", dz.sqrt()),
         Statistic.AMPLIFICATION_FORWARD: ("preactivation", z / a),
         Statistic.AMPLIFICATION_BACKWARD: ("input_gradient", da / dz),
-        Statistic.SPARSITY: ("input", pooled(zeros)["input"]),
-        Statistic.DEAD_UNITS: ("input", pooled((zeros == 1).double())["input"]),
+        Statistic.SPARSITY: ("input", pooled("input", zeros["input"])),
+        Statistic.DEAD_UNITS: ("input", pooled("input", (zeros["input"] == 1).double())),
         Statistic.CONSTRAINT_RESIDUAL: ("input", _residuals([facts[name] for name in layers])),
     }
-    table = torch.stack([row for series, vector in values.values() for row in (vector, seen[series])])
+    return _by_layer(list(layers), values, seen)
+
+
+def _by_layer(
+    layers: Sequence[str], values: Mapping[Statistic, tuple[Series, Tensor]], seen: Mapping[Series, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Return the statistics of each layer whose series was seen, copied from the device at once."""
+    names = [statistic.value for statistic in values]
+    rows = torch.stack([row for series, vector in values.values() for row in (vector, seen[series])])
     found: dict[str, dict[str, float]] = {}
-    for name, column in zip(layers, table.t().tolist(), strict=True):
-        triples = zip(values, column[::2], column[1::2], strict=True)
-        found[name] = {statistic.value: number for statistic, number, count in triples if count > 0}
-    return {name: statistics for name, statistics in found.items() if statistics}
+    for layer, column in zip(layers, rows.t().tolist(), strict=True):
+        triples = zip(names, column[::2], column[1::2], strict=True)
+        found[layer] = {name: number for name, number, count in triples if count > 0}
+    return {layer: statistics for layer, statistics in found.items() if statistics}
 
 
 def gate_statistics(
@@ -179,21 +197,24 @@ def gate_statistics(
     return found
 
 
-def _shift_angle_spread(
+def _biases(layers: Mapping[str, ObservedLayer], facts: Mapping[str, WeightFacts], like: Tensor) -> Tensor:
+    """Return the bias of z of each channel of all layers, in the dtype of ``like``."""
+    biases = {name: facts[name].bias for name in layers}
+    return torch.cat([like.new_zeros(layers[name].out_channels) if b is None else b for name, b in biases.items()])
+
+
+def _lengths(
     moments: NetworkMoments, layers: Mapping[str, ObservedLayer], facts: Mapping[str, WeightFacts], mean: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return E[z_i] without the bias, |90 - angle(w_i, E[a])|, and E[a_j] minus the mean of its layer, by channel."""
-    biases, lengths = [], []
-    for name in layers:
-        fact, a = facts[name], mean[moments.columns[name, "input"]]
-        biases.append(fact.bias if fact.bias is not None else mean.new_zeros(layers[name].out_channels))
-        lengths.append(fact.input_norms * layers[name].expand_to_fan_in(a).norm(dim=1, keepdim=True))
-    length, angle, shift = torch.cat(lengths).squeeze(1), torch.zeros_like(mean), mean.clone()
-    shift[moments.columns_of("preactivation")] -= torch.cat(biases)
-    projection = moments.columns_of("projection")
-    angle[projection] = (mean[projection] / length.where(length > 0, 1.0)).clamp(-1, 1).asin().rad2deg().abs()
-    layer_mean = torch.cat(list(moments.mean_by_layer(mean).values()))
-    return shift, angle, mean - layer_mean.repeat_interleave(moments.widths)
+) -> Tensor:
+    """Return |w_i| |E[a]| of each weight vector that multiplies the input, of all layers, given E[a]."""
+    means = dict(zip(layers, torch.split(mean, moments.widths_of("input").tolist()), strict=True))
+    norms = {name: torch.linalg.vector_norm(layers[name].expand_to_fan_in(a), dim=1) for name, a in means.items()}
+    return torch.cat([facts[name].input_norms.squeeze(1) * norm for name, norm in norms.items()])
+
+
+def _degrees_off_orthogonal(projection: Tensor, length: Tensor) -> Tensor:
+    """Return |90 - angle(w_i, E[a])|, given w_i E[a] and |w_i| |E[a]|."""
+    return (projection / length.where(length > 0, 1.0)).clamp(-1, 1).asin().rad2deg().abs()
 
 
 def _residuals(facts: Sequence[WeightFacts]) -> Tensor:

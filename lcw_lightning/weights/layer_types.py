@@ -89,8 +89,10 @@ def register_layer_type(layer_type: type[nn.Module], weight: str = "weight", uni
 
 def layer_type_of(module: nn.Module) -> LayerType | None:
     """Return what is known of the nearest registered class of a module; None for an unknown layer type."""
-    names = ((kind, f"{kind.__module__}.{kind.__qualname__}") for kind in type(module).__mro__)
-    return next((_TYPES[key] for either in names for key in either if key in _TYPES), None)
+    for kind in type(module).__mro__:
+        if known := _TYPES.get(kind) or _TYPES.get(f"{kind.__module__}.{kind.__qualname__}"):
+            return known
+    return None
 
 
 def is_embedding_or_norm(module: nn.Module) -> bool:

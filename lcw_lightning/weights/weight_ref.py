@@ -58,8 +58,12 @@ class WeightRef(NamedTuple):
     @property
     def units(self) -> Tensor:
         """The weight as a matrix with one row per unit, shape ``(num_units, fan_in)``."""
+        return self.units_of(self.value)
+
+    def units_of(self, value: Tensor) -> Tensor:
+        """Return a value of this weight as a matrix with one row per unit, as :attr:`units` is of the present one."""
         groups = self.transposed_groups
-        return (units_first(self.value, groups) if groups else self.value).flatten(1)
+        return (units_first(value, groups) if groups else value).flatten(1)
 
     @property
     def num_units(self) -> int:
