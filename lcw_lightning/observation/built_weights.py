@@ -19,6 +19,7 @@ def built_weights(refs: Iterable[WeightRef]) -> Iterator[dict[WeightRef, Tensor]
     They are detached.
 
     Example:
+        >>> import torch
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
         >>> ref = WeightRef(layer, "weight")
         >>> with built_weights([ref]) as built:
