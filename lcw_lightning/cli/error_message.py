@@ -63,7 +63,7 @@ def message_of(error: BaseException) -> str:
         >>> message_of(FileNotFoundError(2, "No such file or directory", "/nowhere/x.csv"))
         "'/nowhere/x.csv' cannot be read or written: No such file or directory."
     """
-    message = str(error) or type(error).__name__
+    message = re.sub(r"\[Errno \d+\] ", "", str(error)) or type(error).__name__
     message = in_one_sentence(message) if "Does not validate against" in message else message
     return describe_failing_layer(error) or _of_the_system(error) or _translated(message) or _of_code(error) or message
 

@@ -79,6 +79,7 @@ SYSTEM = {
     "full": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space is left on the disk; free some, or write"),
     "full, in our words": (OSError(errno.ENOSPC, "no space is left for 'x.ckpt'"), "no space is left for 'x.ckpt'."),
     "other": (OSError("a message alone"), "a message alone"),
+    "in other words": (RuntimeError(f"Net is not written: {OSError(5, 'broken')}"), "Net is not written: broken"),
 }
 
 
