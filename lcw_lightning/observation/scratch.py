@@ -21,6 +21,7 @@ class Scratch:
         self._memory: dict[torch.dtype, Tensor] = {}
         self._tensors: dict[object, Tensor] = {}
 
+    @torch.inference_mode(False)  # else a later sample could not write to it
     def like(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a tensor of this dtype, in the shape and layout of ``values``, of any content."""
         if not _is_plain(values):
@@ -31,6 +32,7 @@ class Scratch:
             self._keep(key, self._at_least(layout.numel(), dtype).as_strided(layout.shape, layout.stride()))
         return self._tensors[key]
 
+    @torch.inference_mode(False)
     def ones(self, values: Tensor) -> Tensor:
         """Return a row of as many ones as ``values`` has rows, in its dtype; do not write to it."""
         if not _is_plain(values):

@@ -52,3 +52,11 @@ def test_tensors_of_other_kinds_get_memory_of_their_own():
     assert first.data_ptr() != second.data_ptr()
     assert scratch.like(torch.zeros(3, 2, device="meta"), torch.float64).is_meta
     assert scratch.ones(torch.zeros(3, 2, device="meta")).is_meta
+
+
+def test_memory_taken_in_inference_mode_can_be_written_to_later():
+    scratch, values = Scratch(), torch.zeros(3, 2)
+    with torch.inference_mode():
+        scratch.like(values, torch.float64), scratch.ones(values)
+    scratch.like(values, torch.float64).copy_(values)
+    assert not scratch.ones(values).is_inference()
