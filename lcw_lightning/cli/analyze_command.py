@@ -17,7 +17,7 @@ from rich.progress import Progress
 from lcw_lightning.analysis.preflight import Preflight
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.callbacks.overrides import Overrides
-from lcw_lightning.cli.trainer import CommandTrainer
+from lcw_lightning.cli.command_trainer import CommandTrainer
 
 __all__ = ["check_redraws", "prepare_one_step", "reports_of"]
 

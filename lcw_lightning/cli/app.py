@@ -26,6 +26,7 @@ from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
 from lcw_lightning.checkpoints.export import check_exportable
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.analyze_command import check_redraws, prepare_one_step, reports_of
+from lcw_lightning.cli.command_trainer import CommandTrainer
 from lcw_lightning.cli.ending import ends_in_one_message, says_how_to_go_on, without_advertisements
 from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.cli.help import DESCRIPTION
@@ -33,7 +34,6 @@ from lcw_lightning.cli.parser import LCWParser, describe_commands
 from lcw_lightning.cli.predictions import check_suffix
 from lcw_lightning.cli.requeue import attach_requeue
 from lcw_lightning.cli.run_config import KEYWORDS, SaveConfigBesideLogs, checkpoint_without_config, config_of_run
-from lcw_lightning.cli.trainer import CommandTrainer
 from lcw_lightning.cli.trainer_arguments import callbacks_of_run, named_logger, save_atomically
 from lcw_lightning.cli.yaml_keys import refuse_repeated_keys
 from lcw_lightning.compat import option, subcommand_parser

@@ -11,7 +11,7 @@ from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.overrides import Overrides
 from lcw_lightning.checkpoints.export import export
 from lcw_lightning.checkpoints.read import read_checkpoint
-from lcw_lightning.cli.export_command import _load, _submodule, example_inputs, exported_part, load_weights
+from lcw_lightning.cli.export_source import example_inputs, exported_part, load_state, load_weights, submodule_named
 from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.weights.freshness import mark_initialized
 
@@ -53,7 +53,7 @@ class CommandTrainer(Trainer):
             self.datamodule, datamodule.trainer = datamodule, self
         load_weights(model, read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False))
         inputs = example_inputs(model, datamodule, input_shape)
-        part = exported_part(model, inputs) if submodule is None else _submodule(model, submodule)
+        part = exported_part(model, inputs) if submodule is None else submodule_named(model, submodule)
         path = export(part, output, *inputs)
         sys.stdout.write(f"{type(part).__name__} of {type(model).__name__} with plain weights, checked: {path}\n")
 
@@ -87,7 +87,7 @@ class CommandTrainer(Trainer):
             checkpoint = read_checkpoint(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
             # The checkpoint decides what is constrained, as in every evaluation.
             self.callbacks = [c for c in callbacks if not isinstance(c, ConstraintCallback)]
-            first_step.load = partial(_load, model, {**checkpoint, "optimizer_states": []})
+            first_step.load = partial(load_state, model, {**checkpoint, "optimizer_states": []})
             mark_initialized(model)
         with Overrides() as overrides:
             overrides.add(model, "configure_callbacks", lambda _: [])

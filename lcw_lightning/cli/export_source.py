@@ -1,4 +1,4 @@
-"""``lcw export``: load a checkpoint's network, and find inputs for checking the file."""
+"""What ``lcw export`` exports: a checkpoint's network, or a part of it, and inputs for checking the file."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from lcw_lightning.checkpoints.all_or_nothing import load_all_or_nothing
 from lcw_lightning.checkpoints.record import impose_record, read_record
 
-__all__ = ["example_inputs", "exported_part", "load_weights"]
+__all__ = ["example_inputs", "exported_part", "load_state", "load_weights", "submodule_named"]
 
 
 def load_weights(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
     """Load the checkpoint's constraints and weights, the weights in their own dtype, as a run does."""
     model.setup("predict")
     model.configure_model()
-    _load(model, checkpoint)
+    load_state(model, checkpoint)
 
 
-def _load(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+def load_state(model: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Load the checkpoint's constraints and weights into a model that is built."""
     checkpoint = dict(checkpoint)  # the module's hook may change it
     impose_record(read_record(checkpoint), model)
     model.on_load_checkpoint(checkpoint)
@@ -77,7 +78,12 @@ def _same_outputs(part: nn.Module, model: nn.Module, inputs: Sequence[Tensor]) -
     return True
 
 
-def _submodule(model: LightningModule, name: str) -> nn.Module:
+def submodule_named(model: LightningModule, name: str) -> nn.Module:
+    """Return the part of the model that has this name.
+
+    Raises:
+        ValueError: It has none.
+    """
     try:
         return model.get_submodule(name)
     except AttributeError as error:

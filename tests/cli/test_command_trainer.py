@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback
-from lcw_lightning.cli.trainer import CommandTrainer
+from lcw_lightning.cli.command_trainer import CommandTrainer
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
