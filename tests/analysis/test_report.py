@@ -156,7 +156,7 @@ def test_text_in_figures_stays_text(analyzed, tmp_path):
 def test_pngs_have_the_resolution_of_print(analyzed, tmp_path):
     analyzed.save(tmp_path)
     with Image.open(tmp_path / "depth/shift_ratio.png") as picture:
-        assert picture.size == (1080, 810)
+        assert picture.size == (1050, 810)
 
 
 def test_a_format_that_is_none_is_refused_before_anything_is_written(analyzed, tmp_path):
