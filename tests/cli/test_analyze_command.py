@@ -430,7 +430,7 @@ MISTAKES = {
     "compare-and-checkpoint": (["--compare", "lcw", "--ckpt_path", "{ckpt}"], 1, "takes no --ckpt_path"),
     "draws-and-checkpoint": (["--draws=2", "--ckpt_path", "{ckpt}"], 1, "--draws draws the weights anew, so it takes"),
     "draws-without-seed": (["--draws=2", "--seed_everything=false"], 1, "needs a seed: --seed_everything=0"),
-    "no-draws": (["--draws=0"], 2, "0 does not conform to restriction v>0"),
+    "no-draws": (["--draws=0"], 2, "--draws: expected a number >0; got '0'"),
     "too-shallow": (["--draws=2", "--model.network.depth=1"], 1, "at least two hidden layers before the output layer"),
     "kind": (["--compare", "lwc"], 2, "'none', 'lcw'"),
     "no-seed": (["--compare", "lcw", "--seed_everything=false"], 1, "needs a seed: --seed_everything=0"),
