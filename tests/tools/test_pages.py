@@ -14,6 +14,7 @@ from tools.reproduce import __main__ as reproduce
 
 BLOCK = re.compile(r"<!-- (\S+): made by python -m tools\.\w+ -->")
 MLP100 = "sparse --networks sparse_mlp100"
+TINY_BATCHES = [network + table for network in ("mlp", "convnet") for table in ("", "_rates", "_same")]
 REPORTS = {  # what tools.reproduce is given to make a table, by the table's name
     "digits": "digits",
     "rnn": "rnn",
@@ -21,6 +22,8 @@ REPORTS = {  # what tools.reproduce is given to make a table, by the table's nam
     "preflight": "preflight",
     "fig5": "fig5",
     "fig5_20epochs": "fig5 --epochs 20",
+    **dict.fromkeys(("recurrent", "recurrent_same"), "recurrent"),
+    **{f"tiny_batches_{part}": "tiny_batches" for part in TINY_BATCHES},
     "sparse_40epochs": "sparse --networks sparse_mlp30 --epochs 40 --select-epochs 40 --rates 0.005 0.01 0.02",
     "sparse_noclipping_1epochs": f"{MLP100} --no-gradient-clipping --epochs 1 --select-epochs 1 --rates 3e-5 1e-4 3e-4",
     "sparse_2epochs": f"{MLP100} --epochs 2 --select-epochs 1 --rates 1e-3 3e-3 1e-2",
@@ -35,6 +38,8 @@ DECIMALS = {
     "docs/sparse.md": "0.72 0.6 0.78 0.7 0.8 2.1 0.9 1.2",  # lcw_lightning.theory.variance_maps
     "results/fig5.md": "0.9 0.1",  # momentum and rate
     "results/preflight.md": "0.6 0.7 0.8 0.85",  # sparsities
+    "results/recurrent.md": "0.9 0.001 0.0125 0.05 0.2 0.3 0.1",  # settings, chance
+    "results/tiny_batches.md": "0.9 0.0125 0.05 0.2 0.1",  # settings, chance
     "results/sparse.md": "0.2 0.1 0.6 0.7 0.8 0.9",  # sparsities, chance, momentum
 }
 NO_PROSE = re.compile(r"(?s)<!-- (\S+): made by .*?<!-- /\1 -->|```.*?```|`[^`]*`|\]\([^)]*\)")

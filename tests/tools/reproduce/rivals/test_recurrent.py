@@ -11,11 +11,10 @@ from lcw_lightning.constraints.constrain import constrained_weights
 from tools import readme
 from tools.records import ROOT
 from tools.reproduce import __main__ as reproduce
-from tools.reproduce.rivals import choosing, recurrent, recurrent_report, training
+from tools.reproduce.rivals import choosing, recurrent, training
 from tools.reproduce.rivals.recurrent import AXES, METHODS, WIDTH, LayerNormRNN
 
 STORED = recurrent.load(ROOT / "results" / "recurrent")
-PAGE = ROOT / "results" / "recurrent.md"
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +102,6 @@ def test_the_grid_runs_once_and_is_reported_from_its_jsons(tmp_path, monkeypatch
 def test_without_runs_there_is_no_report(tmp_path):
     with pytest.raises(SystemExit, match="holds none of these runs"):
         reproduce.main(["recurrent", f"--output={tmp_path}", "--report"])
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("recurrent", recurrent_report.table(STORED)), ("recurrent_same", recurrent_report.same_settings(STORED, AXES))],
-)
-def test_the_pages_tables_are_what_the_stored_jsons_say(name, text):
-    assert f"<!-- {name}: made by python -m tools.reproduce -->\n{text}\n<!-- /{name} -->" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,11 +10,10 @@ from lcw_lightning.constraints.constrain import constrained_weights
 from tools import readme
 from tools.records import ROOT
 from tools.reproduce import __main__ as reproduce
-from tools.reproduce.rivals import choosing, tiny_batches, tiny_batches_report, training
+from tools.reproduce.rivals import choosing, tiny_batches, training
 from tools.reproduce.rivals.tiny_batches import CASES, METHODS, NETWORKS, build
 
 STORED = tiny_batches.load(ROOT / "results" / "tiny_batches")
-PAGE = ROOT / "results" / "tiny_batches.md"
 IMAGES = {"mlp": (128, 1, 8, 8), "convnet": (128, 3, 32, 32)}
 
 
@@ -88,21 +87,6 @@ def test_the_grid_runs_once_and_is_reported_from_its_jsons(tmp_path, monkeypatch
     assert (tmp_path / "tiny_batches.png").stat().st_size > 10_000
     reproduce.main(["tiny_batches", f"--output={tmp_path}"])
     assert capsys.readouterr().out.count("there already") == 4
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_pages_tables_are_what_the_stored_jsons_say(network):
-    records = STORED[network]
-    texts = {
-        network: tiny_batches_report.table(records),
-        f"{network}_rates": tiny_batches_report.rates(records),
-        f"{network}_same": tiny_batches_report.same_rates(records, NETWORKS[network].axis),
-    }
-    for name, text in texts.items():
-        place = (
-            f"<!-- tiny_batches_{name}: made by python -m tools.reproduce -->\n{text}\n<!-- /tiny_batches_{name} -->"
-        )
-        assert place in PAGE.read_text()
 
 
 def test_every_stored_case_was_tried_on_the_whole_grid_and_trained_with_five_seeds_unless_it_cannot():
