@@ -1,5 +1,6 @@
 """What is known of a network's layers beside their statistics."""
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -48,7 +49,9 @@ def condition_of(
         input_values=snapshot.values_per_channel("input"),
         gradient_values=snapshot.num_values("preactivation_gradient"),
         gate_shift={
-            layer: max(row[Statistic.SHIFT_RATIO] for row in gates.values())
+            layer: max(
+                (ratio for row in gates.values() if (ratio := row[Statistic.SHIFT_RATIO]) >= 0), default=math.nan
+            )
             for layer, gates in snapshot.recurrence().gates.items()
         },
         **_coverage(plan),

@@ -16,7 +16,8 @@ SHARE = (
     "rescale the weights on a minibatch, with most of the variance from the state: minibatch_init_(network, inputs, "
     "recurrent_share=0.9), or MinibatchInitCallback"
 )
-SHORTER = "a gated cell (LSTM, GRU), or fewer steps"
+SHORTER = "fewer steps"
+GATED = "a gated cell (LSTM, GRU)"
 MOST = 4  # states in one sentence
 
 
@@ -71,10 +72,11 @@ def findings_over_time(recurrence: Recurrence, zero_sum: Sequence[str] = ()) -> 
     decades = _decades(norms)
     vanish = sorted((name for name in decades if decades[name] > DECADES), key=decades.__getitem__, reverse=True)
     explode = sorted((name for name in decades if decades[name] < -DECADES), key=decades.__getitem__)
-    shifted = [layer for layer in _shifted(recurrence) if any(name.startswith(f"{layer}.") for name in vanish)]
+    shifted = [layer for layer in _shifted(recurrence) if layer in {name.rpartition(".")[0] for name in vanish}]
     constrain = (CONSTRAIN,) if set(shifted) - set(zero_sum) else ()
+    gated = () if any(len(gates) > 1 for gates in recurrence.gates.values()) else (GATED,)
     for does, names, advice in (
-        ("vanish", vanish, (*constrain, SHARE, SHORTER)),
+        ("vanish", vanish, (*constrain, SHARE, *gated, SHORTER)),
         ("explode", explode, (SHARE, "gradient clipping, a smaller learning rate, or fewer steps")),
     ):
         if names:

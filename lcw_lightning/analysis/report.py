@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
+from lcw_lightning.analysis.failures import not_finite
 from lcw_lightning.analysis.judged import Judged
 from lcw_lightning.analysis.over_time import (
     decades_over_time,
@@ -77,7 +78,8 @@ class Report:
     def findings(self) -> list[Finding]:
         """What is the matter, and what to try; empty if all is well."""
         found = findings(self.statistics, self.condition, self.loss)
-        found += findings_over_time(self.recurrence, self.condition.zero_sum)
+        if not_finite(self.statistics, self.loss) is None:  # what follows from broken numbers says nothing
+            found += findings_over_time(self.recurrence, self.condition.zero_sum)
         return found + (preflight_findings(self.preflight, self.condition.zero_sum) if self.preflight else [])
 
     def __str__(self) -> str:

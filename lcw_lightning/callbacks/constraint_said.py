@@ -32,7 +32,7 @@ def say_what_projection_takes(module: nn.Module, weights: Mapping[str, WeightRef
         way_out = (
             "convert_(module, inputs) before fit keeps it on average."
             if constraint.sums_to_zero
-            else f"kind {kind!r} divides each weight by its norm; name weights that shall stay as they are in exclude."
+            else f"kind {kind!r} divides each weight by its norm; list the weights that must not change in exclude."
         )
         _warn(f"{evidence}; if these weights were trained, the constraint changes their function: {way_out}")
     if not constraint.sums_to_zero:

@@ -33,9 +33,11 @@ class FiniteWatch:
         is_loss_finite, self._is_loss_finite = self._is_loss_finite, None
         if (finding := not_finite(statistics, None)) is None:
             return
-        self.first = self.first or (step, finding.says)
-        if self._is_said or (trainer.precision == "16-mixed" and not_finite(_forward(statistics), None) is None):
+        if trainer.precision == "16-mixed" and not_finite(_forward(statistics), None) is None:
             return  # a GradScaler skips steps whose scaled gradients are not finite
+        self.first = self.first or (step, finding.says)
+        if self._is_said:
+            return
         here = is_loss_finite is None or bool(is_loss_finite)
         if trainer.strategy.reduce_boolean_decision(here, all=True) or not _is_loss_watched(trainer):
             self._is_said = True

@@ -83,9 +83,9 @@ class _SaysOnce:
 
     def __call__(self, failed: threading.ExceptHookArgs) -> None:
         message = message_of(failed.exc_value) if failed.exc_value else ""
-        if message and message not in self._said:
+        if message and message not in self._said and failed.exc_type is not SystemExit:
             sys.stderr.write(f"lcw: a thread ended: {message}\n")
-        self._said.add(message)
+            self._said.add(message)
 
 
 def _signal_of(end: BaseException) -> signal.Signals | None:

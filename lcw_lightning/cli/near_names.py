@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import ModuleType
 
 __all__ = ["near_class", "near_flag"]
 
@@ -44,7 +45,13 @@ def near_class(path: str) -> str:
     paths = {
         public.lower(): f"{place.__name__}.{public}"
         for place in reversed(places)  # the first place has the last word
-        for public in dir(place)
-        if callable(getattr(place, public, None))
+        for public in _names_of(place)
     }
     return next((paths[near] for near in get_close_matches(name.lower(), paths, n=1)), "")
+
+
+def _names_of(place: ModuleType) -> Iterable[str]:
+    """Return the names of classes and functions, without an import of what the module loads late."""
+    if late := set(getattr(place, "__all__", ())) - vars(place).keys():
+        return late
+    return [name for name, value in vars(place).items() if callable(value)]

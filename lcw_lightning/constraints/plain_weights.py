@@ -40,7 +40,7 @@ def _replace_plain_weight(module: nn.Module, state_dict: dict[str, Any], prefix:
     gains, directions = (state_dict.get(f"{prefix}{name}_{part}") for part in "gv")
     if gains is not None and directions is not None:
         del state_dict[f"{prefix}{name}_g"], state_dict[f"{prefix}{name}_v"]
-        dim = next((dim for dim, size in enumerate(gains.shape) if size > 1), 0)
+        dim = next((dim for dim, size in enumerate(gains.shape) if size > 1), 0 if gains.dim() else -1)
         state_dict[prefix + name] = torch._weight_norm(directions, gains, dim)
     plain = state_dict.get(prefix + name)
     if plain is None or not parametrize.is_parametrized(module, name):

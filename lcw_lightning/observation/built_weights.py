@@ -34,6 +34,8 @@ def built_weights(refs: Iterable[WeightRef]) -> Iterator[dict[WeightRef, Tensor]
             # Who rescales a weight within a graph computes it again; elsewhere it may be rescaled after it was read.
             if weight.requires_grad:
                 built[ref] = weight.detach()
+            else:
+                built.pop(ref, None)
 
         return hook
 

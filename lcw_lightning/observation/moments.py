@@ -64,10 +64,8 @@ class ChannelSums(NamedTuple):
             return first.plus(second)
         precise = scratch.like(values, torch.float64).copy_(values)
         total, squares = _sum(precise, others, scratch), _sum(precise.square_(), others, scratch)
-        if count_zeros:  # as numbers, because torch is slow with booleans; float32 counts up to _LARGEST_COPY exactly
-            zeros = _sum(torch.eq(values, 0, out=scratch.like(values, torch.float32)), others, scratch).double()
-        else:
-            zeros = torch.zeros_like(total)
+        # As float64, since torch is slow with booleans, and autocast rounds counts in float32.
+        zeros = _sum(torch.eq(values, 0, out=precise), others, scratch) if count_zeros else torch.zeros_like(total)
         return cls(values.numel() // num_channels, total, squares, zeros)
 
     def plus(self, other: "ChannelSums") -> "ChannelSums":

@@ -28,7 +28,8 @@ class SnapshotMemory:
 
     def moments(self, layers: Mapping[str, ObservedLayer], device: torch.device) -> NetworkMoments:
         """Return moments for these layers that have seen nothing."""
-        if self._moments is None or self._moments.sizes != sizes_of(layers) or self._moments.totals.device != device:
+        sizes = list(sizes_of(layers).items())  # in order, as columns are
+        if self._moments is None or list(self._moments.sizes.items()) != sizes or self._moments.totals.device != device:
             self._moments = NetworkMoments(layers).to(device)
         else:
             self._moments.reset()

@@ -193,3 +193,35 @@ def test_without_a_loss_gates_are_seen_and_no_gradient():
     assert list(report.recurrence.gates) == ["recurrent"]
     assert report.recurrence.gradients == {}
     assert "over time" not in str(report)
+
+
+def test_a_gate_that_does_not_vary_hides_no_shift_of_the_others():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.LSTM(4, 8, batch_first=True))
+    with torch.no_grad():
+        network[0].weight_ih_l0[:8], network[0].weight_hh_l0[:8] = 0, 0  # the input gate
+    report = analyze(network, torch.rand(16, 6, 4) + 10)
+    assert math.isnan(report.recurrence.gates["0"]["input_gate_l0"]["shift_ratio"])
+    assert report.condition.gate_shift["0"] > 1
+
+
+def test_a_gated_cell_is_not_advised_to_a_gated_cell():
+    vanishing = {"rnn": {"h_l0": [1e-12, 1e-2]}}
+    row = {"preactivation_mean": 0.0, "preactivation_std": 1.0, "shift_ratio": 0.1}
+    for gates, advised in (({"hidden_gate_l0": row}, True), ({"reset_gate_l0": row, "update_gate_l0": row}, False)):
+        (finding,) = findings_over_time(Recurrence({"rnn": gates}, vanishing))
+        assert ("a gated cell (LSTM, GRU)" in finding.advice) == advised
+
+
+def test_the_shift_of_another_layer_does_not_advise_the_constraint():
+    shifted = {"hidden_gate_l0": {"preactivation_mean": 9.0, "preactivation_std": 1.0, "shift_ratio": 9.0}}
+    vanishing = {"enc.inner": {"h_l0": [1e-12, 1e-2]}, "enc": {"h_l0": [1e-2, 1e-2]}}
+    (finding,) = findings_over_time(Recurrence({"enc": shifted}, vanishing))
+    assert CONSTRAIN not in finding.advice
+
+
+def test_gradients_over_time_that_follow_from_broken_numbers_are_not_a_finding():
+    exploding = Recurrence(gradients={"rnn": {"h_l0": [1e12, 1e-2]}})
+    assert len(Report({"rnn": {"preactivation_std": 1.0}}, Condition(), recurrence=exploding).findings) == 1
+    (only,) = Report({"rnn": {"preactivation_std": math.nan}}, Condition(), recurrence=exploding).findings
+    assert only.says.startswith("Not finite")

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import sys
 import threading
 
 import pytest
@@ -40,6 +41,7 @@ def test_a_thread_ends_in_one_line_however_often(capsys):
     with ends_in_one_message():
         in_a_thread(fail)
         in_a_thread(fail)
+        in_a_thread(sys.exit)  # which is no failure
     assert capsys.readouterr().err == "lcw: a thread ended: no space is left for 'events'.\n"
     assert threading.excepthook is hook
 

@@ -1,6 +1,8 @@
 """Names near one that does not exist are offered, and none where none is near."""
 
 import inspect
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -38,3 +40,11 @@ def test_a_class_is_near_whose_name_differs_little(given, near):
 )
 def test_a_flag_is_near_that_ends_alike_or_differs_little(given, near):
     assert near_flag(given, ["--ckpt_path", "--constraint.kind", "--config"]) == near
+
+
+def test_what_a_package_loads_late_is_not_loaded_for_a_name(monkeypatch):
+    late = ModuleType("late")
+    late.__all__ = ["Broken"]
+    late.__getattr__ = lambda name: (_ for _ in ()).throw(ImportError(name))
+    monkeypatch.setitem(sys.modules, "late", late)
+    assert near_class("late.Brokn") == "late.Broken"

@@ -105,7 +105,7 @@ class TestFit:
             make_trainer(ConstraintCallback()).fit(trained, loader)
 
     def test_it_says_that_a_fixed_norm_changes_trained_weights(self, trained, make_trainer, loader):
-        with pytest.warns(UserWarning, match=r"kind 'sn' divides each weight by its norm; name weights .* in exclude"):
+        with pytest.warns(UserWarning, match=r"'sn' divides each weight by its norm; list the .* in exclude"):
             make_trainer(ConstraintCallback("sn")).fit(trained, loader)
 
     @pytest.mark.parametrize("kind", ["none", "wn"])

@@ -67,8 +67,9 @@ def test_a_state_dict_of_the_old_weight_norm_loads(kind):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-def test_so_does_one_of_the_old_weight_norm_along_another_dimension():
-    old = nn.utils.weight_norm(nn.ConvTranspose1d(4, 6, 3), dim=1)
+@pytest.mark.parametrize("dim", [1, None], ids=["columns", "the whole weight"])
+def test_so_does_one_of_the_old_weight_norm_along_another_dimension(dim):
+    old = nn.utils.weight_norm(nn.ConvTranspose1d(4, 6, 3), dim=dim)
     target = nn.ConvTranspose1d(4, 6, 3)
     constrain(target, "wn")
     target.load_state_dict(old.state_dict())

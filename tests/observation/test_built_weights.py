@@ -57,3 +57,15 @@ def test_a_snapshot_builds_no_weight_again():
     with torch.no_grad(), Snapshot(observed_layers(network)).watching():  # a control
         network(torch.rand(8, 6))
     assert len(calls) == 6
+
+
+def test_a_weight_that_is_built_again_without_a_graph_is_left_to_be_read():
+    layer = linearly_constrained(nn.Linear(4, 3))
+    ref = WeightRef(layer, "weight")
+    with built_weights([ref]) as built:
+        layer(torch.ones(2, 4))
+        assert ref in built
+        with torch.no_grad():
+            layer.parametrizations.weight.original.mul_(2)
+            layer(torch.ones(2, 4))
+        assert ref not in built

@@ -260,3 +260,16 @@ def meetings(layer, mean):
 def shift_angle(weights, mean):
     cosine = torch.cosine_similarity(weights.detach().flatten(), mean.flatten(), dim=0)
     return (90 - torch.rad2deg(cosine.acos())).abs()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"])
+def test_units_are_counted_as_dead_under_autocast_too(dtype):
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        network[0].bias[:8] = -1e3
+        network[0].bias[8:] = 1e3
+    snapshot = Snapshot(observed_layers(network))
+    with snapshot.watching(), torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        network(torch.rand(1001, 8)).sum().backward()
+    statistics = snapshot.statistics()["2"]
+    assert statistics["dead_units"] == statistics["sparsity"] == 0.5

@@ -57,3 +57,17 @@ def test_memory_is_used_again_while_no_layer_changes_its_size():
     assert snapshot.moments is not first.moments
     snapshot.statistics()
     assert snapshot.num_values("preactivation") == {"0": 56}
+
+
+def test_layers_of_the_same_sizes_in_another_order_are_not_mixed_up():
+    layers = {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}
+    nn.init.constant_(layers["b"].weight, 100)
+    memory = SnapshotMemory()
+    for order in (("a", "b"), ("b", "a")):
+        network = nn.ModuleDict({name: layers[name] for name in order})
+        snapshot = Snapshot(observed_layers(network), memory=memory)
+        with snapshot.watching():
+            for layer in layers.values():
+                layer(torch.eye(4)).sum().backward()
+        found = snapshot.statistics()
+        assert found["b"]["preactivation_std"] < found["a"]["preactivation_std"]  # 100 for every input

@@ -98,7 +98,7 @@ def table(records: dict[str, dict]) -> str:
 
 def best_line(best: str, lead: float) -> str:
     """Return the sentence on the best rates."""
-    return f"The best rates on held-out images are {best}; at these the test accuracy with LCW is {lead:+.3f} higher."
+    return f"The best rates on held-out images are {best}; at these the test accuracy with LCW differs by {lead:+.3f}."
 
 
 def cell(runs: list[dict] | None, quantity: str) -> str:

@@ -29,7 +29,8 @@ def test_the_table_shows_both_methods_at_every_rate_and_the_gain_at_the_best_one
     assert lines[3].endswith("| 0.950 (0.940 to 0.960) | 0.960 (0.960 to 0.960) | 0.970 (0.970 to 0.970) | +0.020 |")
     assert "| 0.500 (0.100 to 0.900; 1 not finite; 1 near chance) |" in lines[4]
     assert lines[6].startswith(
-        "The best rates on held-out images are plain 0.02 and LCW 0.04; at these the test accuracy with LCW is +0.030 "
+        "The best rates on held-out images are plain 0.02 and LCW 0.04; "
+        "at these the test accuracy with LCW differs by +0.030."
     )
 
 
