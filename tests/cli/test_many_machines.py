@@ -51,7 +51,7 @@ def port():
 
 
 def weights(folder, version):
-    (path,) = (folder / f"runs/digits/lightning_logs/version_{version}/checkpoints").glob("*.ckpt")
+    path = folder / f"runs/digits/lightning_logs/version_{version}/checkpoints/last.ckpt"
     return torch.load(path)["state_dict"]
 
 
