@@ -48,12 +48,7 @@ def condition_of(
         ],
         input_values=snapshot.values_per_channel("input"),
         gradient_values=snapshot.num_values("preactivation_gradient"),
-        gate_shift={
-            layer: max(
-                (ratio for row in gates.values() if (ratio := row[Statistic.SHIFT_RATIO]) >= 0), default=math.nan
-            )
-            for layer, gates in snapshot.recurrence().gates.items()
-        },
+        gate_shift=_gate_shift(snapshot),
         **_coverage(plan),
     )
 
@@ -66,6 +61,15 @@ def zero_gains(network: nn.Module) -> Iterator[str]:
         is_gain = parameter.numel() == (parameter.shape[0] if parameter.dim() else 1)
         if is_gain and not parameter.any():
             yield name
+
+
+def _gate_shift(snapshot: Snapshot) -> dict[str, float]:
+    """Return the largest shift ratio among the gates of each recurrent layer; NaN if no gate varies."""
+    ratios = {
+        layer: [row[Statistic.SHIFT_RATIO] for row in gates.values()]
+        for layer, gates in snapshot.recurrence().gates.items()
+    }
+    return {layer: max((one for one in found if one >= 0), default=math.nan) for layer, found in ratios.items()}
 
 
 def _coverage(plan: Plan) -> dict[str, Any]:

@@ -20,12 +20,7 @@ from torch import Tensor
 
 from lcw_lightning.analysis.failures import not_finite
 from lcw_lightning.analysis.judged import Judged
-from lcw_lightning.analysis.over_time import (
-    decades_over_time,
-    findings_over_time,
-    norms_by_state,
-    sentence_over_time,
-)
+from lcw_lightning.analysis.over_time import decades_over_time, findings_over_time, norms_by_state, sentence_over_time
 from lcw_lightning.analysis.preflight import Preflight
 from lcw_lightning.analysis.preflight_verdict import preflight_findings
 from lcw_lightning.analysis.tables import fit_names, gate_table, layer_table, side_by_side
