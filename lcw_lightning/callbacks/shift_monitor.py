@@ -32,8 +32,9 @@ class ShiftMonitor(Callback):
     :class:`~lcw_lightning.observation.observed_layers.ObservedLayer`. The statistics are defined at
     :class:`~lcw_lightning.observation.statistics.Statistic`. They are computed from one training batch (under DDP, from
     the union of all ranks' batches) and the weights that it used. Hooks exist during a sampled step only, so other
-    steps cost nothing. Training is bit for bit the same with and without the monitor. It works with every Lightning
-    logger. A compiled network runs the sampled steps eagerly. ``gradient_std`` is that of the mean loss over the
+    steps cost nothing. Training is bit for bit the same with and without the monitor, but for compiled networks: their
+    sampled steps run eagerly, which rounds otherwise and may draw other dropout masks. It works with every Lightning
+    logger. ``gradient_std`` is that of the mean loss over the
     sampled batch, independent of loss scaling, gradient accumulation and the number of ranks. When numbers of a sample
     cease to be finite, one warning names the step and where; if a :class:`~lcw_lightning.LossWatch` says so of the
     loss, there is none beside it.
