@@ -27,6 +27,10 @@ def constrain(
 ) -> list[str]:
     """Constrain the weights of ``model`` in place, starting from their present values, and return their names.
 
+    Draw weights before: under ``parametrize`` each reading of ``layer.weight`` computes a new tensor, so that a later
+    draw into it, as by :mod:`torch.nn.init`, or a write to its ``.data`` is lost. An assignment, ``layer.weight = w``,
+    is not.
+
     Copies and pickles of the model stay constrained. With ``method="project"`` an ``lcw`` weight stays an ordinary
     parameter: its gradient is centred per unit as it accumulates, so before clipping and before DDP reduces, and the
     weight itself after each step of a :class:`torch.optim.Optimizer`, after loading and before saving a state dict, and
@@ -62,8 +66,7 @@ def constrain(
 
     Warns:
         UserWarning: Weights were left out, for the reasons that :func:`~lcw_lightning.plan_constraints` gives; or
-        frozen
-            weights were taken, as those of a momentum teacher.
+            frozen weights were taken, as those of a momentum teacher.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))

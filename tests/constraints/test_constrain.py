@@ -33,6 +33,18 @@ def residuals(model):
     }
 
 
+@pytest.mark.parametrize("write", [nn.init.xavier_uniform_, lambda weight: weight.data.add_(1)], ids=["draw", "data"])
+def test_a_write_into_a_weight_that_is_computed_is_lost_while_an_assignment_holds(write):
+    network = Network()
+    constrain(network)
+    before = network.head.weight.detach().clone()
+    write(network.head.weight)
+    assert torch.equal(network.head.weight, before)
+    drawn = torch.randn_like(before)
+    network.head.weight = drawn
+    torch.testing.assert_close(network.head.weight, drawn - drawn.mean(1, keepdim=True))
+
+
 def test_all_weights_are_constrained_and_named():
     network = Network()
     assert constrain(network) == ALL

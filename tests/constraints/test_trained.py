@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lcw_lightning import ConstraintCallback, MinibatchInitCallback
+from lcw_lightning import ConstraintCallback, EdgeOfChaosInitCallback, MinibatchInitCallback, ShiftedReLU
 from lcw_lightning.constraints.trained import taken_by_projection, trained_evidence
 from lcw_lightning.theory.projected_share import projected_share, random_share_limit
 from lcw_lightning.weights.weight_ref import named_weights
@@ -100,9 +100,10 @@ class TestFit:
         nn.init.uniform_(project.body[2].weight, 0, 1)
         return project
 
-    def test_it_says_what_the_constraint_takes_from_trained_weights(self, trained, make_trainer, loader):
+    @pytest.mark.parametrize("kind", ["lcw", "cwn"])
+    def test_it_says_what_the_constraint_takes_from_trained_weights(self, kind, trained, make_trainer, loader):
         with pytest.warns(UserWarning, match=r"projection takes 7\d % of the squared norm of 'body\.2\.weight', 1"):
-            make_trainer(ConstraintCallback()).fit(trained, loader)
+            make_trainer(ConstraintCallback(kind)).fit(trained, loader)
 
     def test_it_says_that_a_fixed_norm_changes_trained_weights(self, trained, make_trainer, loader):
         with pytest.warns(UserWarning, match=r"'sn' divides each weight by its norm; list the .* in exclude"):
@@ -116,6 +117,11 @@ class TestFit:
     def test_minibatch_initialization_warns_without_a_constraint_too(self, trained, make_trainer, loader):
         with pytest.warns(UserWarning, match=r"initializes a module that may have been trained: projection takes"):
             make_trainer(MinibatchInitCallback()).fit(trained, loader)
+
+    def test_a_draw_at_the_edge_of_chaos_warns_too(self, trained, make_trainer, loader):
+        trained.body[1], trained.body[3] = ShiftedReLU(0.3), ShiftedReLU(0.3)
+        with pytest.warns(UserWarning, match=r"EdgeOfChaosInitCallback initializes a module that may have been tra"):
+            make_trainer(EdgeOfChaosInitCallback()).fit(trained, loader)
 
     def test_freshly_drawn_weights_raise_nothing_and_the_share_is_said(
         self, make_project, make_trainer, loader, caplog

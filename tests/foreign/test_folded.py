@@ -32,9 +32,9 @@ def constrained(method):
 
 def adapted_and_merged(network):
     """Return the outputs with a LoRA adapter, and those after it was merged."""
-    from peft import LoraConfig, get_peft_model
-
-    adapted = get_peft_model(network, LoraConfig(target_modules=["head"], init_lora_weights=False)).eval()
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["head"], init_lora_weights=False)
+    adapted = peft.get_peft_model(network, config).eval()
     before = adapted(INPUTS)
     return before, adapted.merge_and_unload().eval()(INPUTS)
 
