@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from lcw_lightning import constrain, fold, linearly_constrained
 from lcw_lightning.constraints.constrain import constrained_weights
@@ -102,7 +103,7 @@ def tied_to_an_embedding():
 
 def pruned():
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    nn.utils.prune.identity(network[1], "weight")
+    prune.identity(network[1], "weight")
     return network
 
 
