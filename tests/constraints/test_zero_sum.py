@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from lcw_lightning import centered_weight_norm, linearly_constrained
 from lcw_lightning.theory.zero_sum import project_zero_sum
@@ -271,7 +272,7 @@ def test_a_recurrent_layer_with_somebody_elses_parametrization_can_be_copied_too
 @pytest.mark.parametrize(
     "hook",
     [
-        pytest.param(lambda layer: nn.utils.prune.identity(layer, "weight"), id="prune"),
+        pytest.param(lambda layer: prune.identity(layer, "weight"), id="prune"),
         pytest.param(nn.utils.spectral_norm, id="spectral_norm"),
     ],
 )

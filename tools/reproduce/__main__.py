@@ -8,6 +8,7 @@
     python -m tools.reproduce table1 --epochs 30 --precision bf16-mixed --channels-last --compile --plan --minutes 60
                                                             which runs one GPU does in an hour; then without --plan ...
     python -m tools.reproduce sparse --networks sparse_mlp100 --methods 'ReLU_tau*' 'CReLU_*_0.7*' --device cpu cpu
+    python -m tools.reproduce rnn_mnist --data-dir FOLDER   the same for MNIST, by rows and by pixels
     python -m tools.reproduce preflight                     Monte Carlo of sparse activations at initialization
     python -m tools.reproduce convert --data-dir FOLDER     accuracy before and after a trained network is converted
     python -m tools.reproduce recurrent                     recurrent networks: LCW and its rivals, at chosen settings
@@ -30,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tools.records import RESULTS
-from tools.reproduce import convert, digits, rnn
+from tools.reproduce import convert, digits, rnn, rnn_mnist
 from tools.reproduce.paper import figures, train
 from tools.reproduce.paper.grids import GRIDS
 from tools.reproduce.rivals import recurrent, sparse_digits, tiny_batches
@@ -60,6 +61,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
     add_report(add("digits", digits, "digits"))
     add_report(add("rnn", rnn, "rnn"))
+    command = add("rnn_mnist", rnn_mnist, "rnn_mnist")
+    add_report(command)
+    add_data_dir(command)
     add_report(add("preflight", preflight, "sparse"))
     command = add("convert", convert, "convert")
     convert.add_options(command)

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,12 +44,17 @@ def train(method: str, seed: int, folder: Path, device: str) -> dict:
     return record | {"at_start": {statistic: layers_at_start(values, statistic) for statistic in AT_START}}
 
 
-def train_config(config: str, method: str, seed: int, folder: Path, device: str) -> tuple[dict, dict[str, list[float]]]:
-    """Train a config by a method, from the start; return the run's record, and all that was logged, by its tag."""
+def train_config(
+    config: str, method: str, seed: int, folder: Path, device: str, settings: Sequence[str] = (), data: str = ""
+) -> tuple[dict, dict[str, list[float]]]:
+    """Train a config by a method, from the start; return the run's record, and all that was logged, by its tag.
+
+    Flags of the run are in its record, but for the one that says where the data lie.
+    """
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-    flags = [*METHODS[method], f"--seed_everything={seed}"]
+    flags = [*METHODS[method], f"--seed_everything={seed}", *settings]
     here = [f"--trainer.default_root_dir={folder}", f"--trainer.accelerator={device}"]
-    lcw(["fit", "--config", config, *flags, *here])
+    lcw(["fit", "--config", config, *flags, *here, *([data] if data else [])])
     events = EventAccumulator(str(folder / "lightning_logs" / "version_0"), size_guidance={"scalars": 0})
     events.Reload()
     scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
