@@ -50,7 +50,8 @@ def without_signal(statistics: Statistics, condition: Condition) -> list[str]:
     """Return the layers whose output is identical for all samples.
 
     Layers with zero weights are left out. So are layers whose variation is lost in rounding beside a large activation
-    shift, unless that holds for all layers or the layer has seen only one value.
+    shift, unless that holds for all layers, the layer has seen only one value, or the samples do not differ: then only
+    the steps of a recurrent layer do.
     """
     rows = {layer: row for layer, row in statistics.items() if layer not in condition.zero}
     same = [
@@ -58,7 +59,8 @@ def without_signal(statistics: Statistics, condition: Condition) -> list[str]:
         for layer, row in rows.items()
         if row.get(Statistic.PREACTIVATION_STD) == 0 or row.get(Statistic.SHIFT_RATIO, 0.0) > CONSTANT
     ]
-    if len(same) == len(rows):
+    first = next(iter(rows.values()), {})
+    if len(same) == len(rows) or math.isinf(first.get(Statistic.AMPLIFICATION_FORWARD, 1.0)):
         return same
     single = [layer for layer in same if condition.input_values.get(layer) == 1]
     return [layer for layer in same if layer in single or math.isnan(rows[layer].get(Statistic.SHIFT_RATIO, math.nan))]
@@ -79,7 +81,8 @@ def no_signal(layers: Sequence[str], number: int, condition: Condition) -> Itera
 
 def no_gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     """Report where gradients are exactly zero."""
-    none = [layer for layer, row in statistics.items() if row.get(Statistic.GRADIENT_STD) == 0]
+    rows = {layer: row for layer, row in statistics.items() if layer not in condition.by_states}
+    none = [layer for layer, row in rows.items() if row.get(Statistic.GRADIENT_STD) == 0]
     says = f"No gradient at all: dL/dz is exactly zero in {len(none)} of {len(statistics)} layers ({listed(none)})"
     if none and (condition.zero or condition.zero_gains):
         yield Finding(f"{says}, because {_zeros(condition)} are zero.", (LATER,))
@@ -107,7 +110,8 @@ def left_out(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
             ("make the layer type known: register_layer_type(SomeLayer)",),
         )
     reached = [layer for layer, row in statistics.items() if Statistic.GRADIENT_STD in row]
-    lost = [layer for layer in statistics if layer not in reached and layer not in condition.frozen]
+    known = {*reached, *condition.frozen, *condition.by_states}
+    lost = [layer for layer in statistics if layer not in known]
     if reached and lost:
         yield Finding(
             f"The loss does not depend on {listed(lost)}: no gradient reaches them.",

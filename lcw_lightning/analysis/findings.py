@@ -18,6 +18,8 @@ class Condition(NamedTuple):
     """Layers that were not called, but whose weights were read: a gradient has reached them."""
     frozen: Sequence[str] = ()
     """Layers none of whose weights requires a gradient."""
+    by_states: Sequence[str] = ()
+    """Recurrent layers whose weights get a gradient; the loss may read their states alone, and not their output z."""
     zero: Sequence[str] = ()
     """Layers whose weights are all zero."""
     zero_gains: Sequence[str] = ()

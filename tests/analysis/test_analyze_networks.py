@@ -12,6 +12,18 @@ from lcw_lightning import analyze
 CALLED = (nn.Linear, nn.Conv2d, nn.LSTM, nn.MultiheadAttention)
 
 
+class StateClassifier(nn.Module):
+    """Reads one of the last states of a stacked LSTM, and not its output."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.lstm, self.head, self.read = nn.LSTM(4, 16, num_layers=2, batch_first=True), nn.Linear(16, 3), read
+
+    def forward(self, sequences):
+        _, (hidden, cell) = self.lstm(sequences)
+        return self.head(self.read(hidden, cell))
+
+
 class LSTMClassifier(nn.Module):
     def __init__(self, width=32, num_layers=1):
         super().__init__()
@@ -104,3 +116,34 @@ def test_a_frozen_backbone_and_a_spare_layer_are_said_so():
         "'layer1.1.conv2' and 15 more.",
         "Never reached in this forward pass: 'spare'.",
     ]
+
+
+STATES = {
+    "last-cell-state": lambda hidden, cell: cell[-1],
+    "hidden-state-of-a-lower-layer": lambda hidden, cell: hidden[0],
+}
+NOT_TRAINED = ("The loss does not depend on", "No gradient at all")
+
+
+def what_is_said_of(read, sequences):
+    torch.manual_seed(0)
+    batch = sequences, torch.arange(32) % 3
+    return [finding.says for finding in analyze(StateClassifier(read), batch).findings]
+
+
+@pytest.mark.parametrize("read", STATES.values(), ids=STATES)
+def test_a_recurrent_layer_whose_states_alone_are_read_is_not_called_untrained(read):
+    assert not [says for says in what_is_said_of(read, torch.randn(32, 20, 4)) if says.startswith(NOT_TRAINED)]
+
+
+@pytest.mark.parametrize("read", STATES.values(), ids=STATES)
+def test_control_a_state_that_is_detached_is_called_so(read):
+    says = what_is_said_of(lambda *states: read(*states).detach(), torch.randn(32, 20, 4))
+    assert [one for one in says if one.startswith("The loss does not depend on 'lstm'")]
+
+
+@pytest.mark.parametrize("kind", ["zeros", "equal"])
+def test_samples_that_do_not_differ_are_named_behind_a_recurrent_layer_too(kind):
+    sequences = torch.zeros(32, 20, 4) if kind == "zeros" else torch.ones(32, 20, 4)
+    says = what_is_said_of(lambda hidden, cell: hidden[-1], sequences)
+    assert says[0].startswith("No signal: the output of 'head' is identical for all samples (1 of 2 layers)")
