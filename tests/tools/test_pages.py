@@ -24,7 +24,7 @@ REPORTS = {  # what tools.reproduce is given to make a table, by the table's nam
     "fig5_20epochs": "fig5 --epochs 20",
     **dict.fromkeys(("recurrent", "recurrent_same"), "recurrent"),
     **{f"tiny_batches_{part}": "tiny_batches" for part in TINY_BATCHES},
-    "sparse_40epochs": "sparse --networks sparse_mlp30 --epochs 40 --select-epochs 40 --rates 0.005 0.01 0.02",
+    "sparse_digits": "sparse_digits",
     "sparse_noclipping_1epochs": f"{MLP100} --no-gradient-clipping --epochs 1 --select-epochs 1 --rates 3e-5 1e-4 3e-4",
     "sparse_2epochs": f"{MLP100} --epochs 2 --select-epochs 1 --rates 1e-3 3e-3 1e-2",
 }
@@ -40,12 +40,14 @@ DECIMALS = {
     "results/preflight.md": "0.6 0.7 0.8 0.85",  # sparsities
     "results/recurrent.md": "0.9 0.001 0.0125 0.05 0.2 0.3 0.1",  # settings, chance
     "results/tiny_batches.md": "0.9 0.0125 0.05 0.2 0.1",  # settings, chance
-    "results/sparse.md": "0.2 0.1 0.6 0.7 0.8 0.9",  # sparsities, chance, momentum
+    "results/sparse.md": "0.2 0.1 0.6 0.7 0.8 0.9 0.005 0.08 0.01",  # sparsities, chance, momentum, rates
 }
 NO_PROSE = re.compile(r"(?s)<!-- (\S+): made by .*?<!-- /\1 -->|```.*?```|`[^`]*`|\]\([^)]*\)")
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
 
-FOLDERS = {"preflight": "sparse", **{name: REPORTS[name].split()[0] for name in REPORTS if name != "preflight"}}
+FOLDERS = {name: report.split()[0] for name, report in REPORTS.items()} | dict.fromkeys(
+    ("preflight", "sparse_digits"), "sparse"
+)
 
 
 @pytest.fixture

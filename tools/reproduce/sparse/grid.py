@@ -16,8 +16,8 @@ CLASSES = {
     "CReLU": "ClippedShiftedReLU",
     "CST": "ClippedSoftThreshold",
 }
-# As in configs/{network}_{data}.yaml: the paper's two networks, and a small one of ours.
-NETWORKS = {"sparse_mlp100": "mnist", "sparse_cnn50": "cifar10", "sparse_mlp30": "digits"}
+# As in configs/{network}_{data}.yaml.
+NETWORKS = {"sparse_mlp100": "mnist", "sparse_cnn50": "cifar10"}
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # the paper's are 1e-4 for the MLP, 1e-3 for the CNN
 # Validation measures sparsity on the test images. The statistics of training steps cost time and are not needed.
 MONITOR = ["--shift_monitor.every_n_steps=0", "--shift_monitor.sparsity=true"]
