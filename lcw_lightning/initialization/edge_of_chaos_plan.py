@@ -12,6 +12,7 @@ from lcw_lightning.theory.edge_of_chaos import edge_of_chaos_stds
 from lcw_lightning.theory.gaussian import Function
 from lcw_lightning.weights.selection import select_weights
 from lcw_lightning.weights.settings import check_choice
+from lcw_lightning.weights.ties import parameter_places
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["EdgeOfChaosLayer", "Draw", "edge_of_chaos_layers", "only_activation"]
@@ -48,8 +49,8 @@ def edge_of_chaos_layers(
         raise ValueError(
             f"edge_of_chaos_init_: activation is a function of tensors, as torch.relu or nn.ReLU(); got {activation!r}."
         )
-    refs = select_weights(model, include, exclude)
-    obstacles = {name: obstacle_to_initialization(ref, ref.is_observable) for name, ref in refs.items()}
+    refs, places = select_weights(model, include, exclude), parameter_places(model)
+    obstacles = {name: obstacle_to_initialization(ref, ref.is_observable, places) for name, ref in refs.items()}
     outcome.left |= {name: obstacle for name, obstacle in obstacles.items() if obstacle}
     refs = {name: ref for name, ref in refs.items() if name not in outcome.left}
     if not refs:

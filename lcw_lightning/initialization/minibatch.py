@@ -22,6 +22,7 @@ from lcw_lightning.weights.failing_layer import run_network
 from lcw_lightning.weights.restoring import undisturbed, unless_it_fails
 from lcw_lightning.weights.selection import select_weights
 from lcw_lightning.weights.settings import check_choice, check_model, check_positive
+from lcw_lightning.weights.ties import Places, parameter_places
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
 __all__ = ["BY_HAND", "Granularity", "minibatch_init_", "new_outcome", "rescale_on_first_forward"]
@@ -86,11 +87,11 @@ def rescale_on_first_forward(
     *MultiheadAttention* is rescaled by the projections of query, key and value, each by factors of its own, and by its
     output; *Bilinear* by its output.
 
-    Layers that cannot be rescaled are left as they are, weight and bias: those with zero weights, zero inputs or an
-    empty batch; those whose preactivations do not vary, apart from rounding errors; those whose output stays the same
-    when the weight is scaled, since their class standardizes it; those whose rescaled weight would leave the range of
-    its dtype, or would be changed by a foreign parametrization. With a factor for each unit, units that do not vary are
-    left alone.
+    Layers that cannot be rescaled are left as they are, weight and bias: those whose weight is tied to an embedding's,
+    with which the inputs of earlier layers would change; those with zero weights, zero inputs or an empty batch; those
+    whose preactivations do not vary, apart from rounding errors; those whose output stays the same when the weight is
+    scaled, since their class standardizes it; those whose rescaled weight would leave the range of its dtype, or would
+    be changed by a foreign parametrization. With a factor for each unit, units that do not vary are left alone.
 
     Only weights that require a gradient are rescaled, and with them their copies in momentum teachers: see
     :func:`~lcw_lightning.weights.copies.momentum_copies`. Under an initialized :mod:`torch.distributed` default group
@@ -202,7 +203,8 @@ def _refs_to_rescale(
     copies, weights = copies_of(model, refs, exclude), named_weights(model)
     refs |= {copy: weights[copy] for copy in copies}
     originals = {name: refs[copies.get(name, name)] for name in refs}
-    obstacles = {name: _obstacle(ref, ref in inner) for name, ref in originals.items()}
+    places = parameter_places(model)
+    obstacles = {name: _obstacle(ref, ref in inner, places) for name, ref in originals.items()}
     outcome.left |= {name: obstacle for name, obstacle in obstacles.items() if obstacle}
     waiting = {name: ref for name, ref in refs.items() if name not in outcome.left}
     for name, ref in waiting.items():
@@ -220,10 +222,10 @@ def _arm(rescaling: Rescaling, inner: Mapping[nn.Module, Mapping[str, WeightRef]
         rescaling.arm(name)
 
 
-def _obstacle(ref: WeightRef, is_inner: bool) -> str | None:
+def _obstacle(ref: WeightRef, is_inner: bool, places: Places) -> str | None:
     is_seen = is_inner or ref.is_observable or isinstance(ref.layer, nn.Bilinear)
     is_stuck = ref.parameters and not is_scalable(ref)
-    obstacle = obstacle_to_initialization(ref, is_seen)
+    obstacle = obstacle_to_initialization(ref, is_seen, places)
     return obstacle or (f"under {kind_of(ref)} its norm is always 1" if is_stuck else None)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from lcw_lightning.weights.selection import by_reason, listed
+from lcw_lightning.weights.ties import Places, tied_to_other_type
 from lcw_lightning.weights.weight_ref import WeightRef
 
 __all__ = ["Outcome", "obstacle_to_initialization"]
@@ -95,15 +96,18 @@ class Outcome:
         return f"{of} by {by}"
 
 
-def obstacle_to_initialization(ref: WeightRef, is_seen: bool) -> str | None:
+def obstacle_to_initialization(ref: WeightRef, is_seen: bool, places: Places) -> str | None:
     """Return why an initialization does not change a weight; None if it may.
 
     Args:
         ref: The weight.
         is_seen: Whether the initialization sees the weight's preactivations.
+        places: Of all parameters of the model. With an embedding's weight the inputs of earlier layers would change.
     """
     if not ref.parameters:
         return "no parameter; a hook computes it"
     if not any(parameter.requires_grad for parameter in ref.parameters):
         return "frozen"
+    if tied := tied_to_other_type(ref, places):
+        return tied
     return None if is_seen else "hooks do not see its preactivations"

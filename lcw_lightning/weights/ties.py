@@ -3,9 +3,10 @@
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lcw_lightning.weights.layer_types import layer_type_of
 from lcw_lightning.weights.weight_ref import WeightRef
 
-__all__ = ["Places", "parameter_places", "tied_to"]
+__all__ = ["Places", "parameter_places", "tied_to", "tied_to_other_type"]
 
 Places = dict[int, list[tuple[str, nn.Module]]]
 """By the id of a parameter: the name and the module of each of its places."""
@@ -31,3 +32,14 @@ def tied_to(ref: WeightRef, places: Places) -> str | None:
 
     found = [place for parameter in ref.parameters for place in places[id(parameter)]]
     return next((f"tied to {place!r}" for place, module in found if not is_own(place, module)), None)
+
+
+def tied_to_other_type(ref: WeightRef, places: Places) -> str | None:
+    """Return to which parameter of an embedding, or of another unknown layer type, a weight is tied; None for none."""
+    found = [place for parameter in ref.parameters for place in places[id(parameter)]]
+    others = (name for name, module in found if not _is_layers(module))
+    return next((f"tied to {name!r}" for name in others), None)
+
+
+def _is_layers(module: nn.Module) -> bool:
+    return layer_type_of(module) is not None or isinstance(module, parametrize.ParametrizationList)

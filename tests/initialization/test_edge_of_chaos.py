@@ -156,6 +156,15 @@ def test_a_tied_weight_is_drawn_once_and_matched():
     assert mean_square_without_bias(network[0], inputs) == pytest.approx(1 - SIGMA_B[False] ** 2, rel=1e-3)
 
 
+def test_a_weight_that_is_tied_to_an_embedding_is_left():
+    network = nn.Sequential(nn.Embedding(50, 40), nn.Linear(40, 40), ShiftedReLU(TAU), nn.Linear(40, 50))
+    network[3].weight = network[0].weight
+    drawn = network[0].weight.detach().clone()
+    with pytest.warns(UserWarning, match=r"left as they are: '3\.weight' \(tied to '0\.weight'\)"):
+        edge_of_chaos_init_(network, torch.arange(50))
+    assert torch.equal(network[0].weight, drawn)
+
+
 def test_other_activations_than_ours_go_by_themselves_or_by_hand():
     networks = [make_mlp(activation=nn.ReLU), make_mlp(activation=nn.Sequential)]
     for network, settings in zip(networks, ({}, {"activation": torch.relu}), strict=True):

@@ -37,6 +37,38 @@ def same(network, before):
     return all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+class LanguageModel(nn.Module):
+    """Logits from the weight of the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.body, self.head = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(self.body(self.embedding(tokens)).tanh())
+
+
+@kinds
+@with_and_without_gradients
+def test_a_weight_that_is_tied_to_an_embedding_is_left_since_earlier_inputs_would_change(constrained, gradients):
+    network, tokens = LanguageModel(), torch.arange(50).repeat(2)
+    constrained(network, include=["body.*"])
+    drawn = network.head.weight.detach().clone()
+    left = left_by(network, tokens, gradients=gradients)
+    assert left == {"head.weight": "tied to 'embedding.weight'"}
+    assert torch.equal(network.head.weight, drawn)
+    assert network.body(network.embedding(tokens)).std(correction=0).item() == pytest.approx(1, rel=1e-3)
+
+
+def test_control_rescaled_with_the_embedding_the_layer_before_is_off():
+    network, tokens = LanguageModel(), torch.arange(50).repeat(2)
+    minibatch_init_(network, tokens, include=["body.*"])
+    network.head.weight.data /= network(tokens).std()
+    assert network.body(network.embedding(tokens)).std(correction=0).item() < 0.9
+
+
 def linear(fan_in, units=32):
     return nn.Linear(fan_in, units)
 
