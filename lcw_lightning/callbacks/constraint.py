@@ -209,8 +209,8 @@ class ConstraintCallback(PutsBack):
         resumed = any(optimizer["state"] for optimizer in checkpoint.get("optimizer_states", ()))
         if resumed:
             check_trained_alike(pl_module, record, checkpoint)
-        load(checkpoint)
-        check_nothing_dropped(pl_module, record, resumed)  # after the module's own hook, which may restore constraints
+        load(checkpoint)  # the module's own hook, which may restore constraints
+        check_nothing_dropped(pl_module, record, checkpoint, resumed)
         self._new = []
         if self.kind == "none" and not self._found:
             warn_of_constraints(pl_module)

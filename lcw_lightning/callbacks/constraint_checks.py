@@ -168,21 +168,25 @@ def check_trained_alike(pl_module: LightningModule, record: Record, checkpoint: 
         )
 
 
-def check_nothing_dropped(pl_module: LightningModule, record: Record, resumed: bool) -> None:
-    """Raise if a weight that the checkpoint's run constrained is plain here, and loading alone would not fail.
+def check_nothing_dropped(
+    pl_module: LightningModule, record: Record, checkpoint: Mapping[str, Any], resumed: bool
+) -> None:
+    """Raise if a weight that the checkpoint's run constrained is plain here.
 
     Raises:
-        ValueError: ``strict_loading`` is off, so that torch would drop coordinates; or the run resumes with a weight
-            plain that projection held, whose keys are those of a plain weight.
+        ValueError: The checkpoint holds the parameters of its constraint, which do not load into a plain weight, or
+            which torch would drop if ``strict_loading`` is off; or the run resumes with a weight plain that projection
+            held, whose keys are those of a plain weight.
     """
     if resumed:
         _check_projected_still(pl_module, record)
-    weights = named_weights(pl_module)
-    dropped = [name for name in record.parametrized if name in weights and kind_of(weights[name]) == "none"]
-    if dropped and not pl_module.strict_loading:
+    weights, keys = named_weights(pl_module), checkpoint.get("state_dict", {})
+    plain = [name for name in record.parametrized if name in weights and kind_of(weights[name]) == "none"]
+    held = [name for name in plain if any(key.startswith(f"{parametrization_key(name)}.") for key in keys)]
+    if dropped := held if pl_module.strict_loading else plain:
         raise ValueError(
-            f"the checkpoint's run constrained {listed(dropped)}, and this one leaves them plain, so that "
-            "strict_loading=False would drop them; constrain them too, or start from plain weights: "
+            f"the checkpoint's run constrained {listed(dropped)} with kind={record.parametrized[dropped[0]].kind!r}, "
+            "and this one leaves them plain; constrain them too, or start from plain weights: "
             "fold(load_from_checkpoint(...))."
         )
 

@@ -204,7 +204,7 @@ def test_a_constrained_checkpoint_does_not_fit_a_plain_run_and_says_so(make_proj
     trainer.fit(make_project(), loader)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     plain = make_trainer(ConstraintCallback("none"), max_epochs=2)
-    with pytest.raises(ValueError, match=r"parametrizations.*Build the model, and constrain it, as in the run"):
+    with pytest.raises(ValueError, match=r"with kind='lcw', and this one leaves them plain; constrain them too"):
         plain.fit(make_project(), loader, ckpt_path=tmp_path / "run.ckpt")
 
 

@@ -45,7 +45,7 @@ def in_two_groups(project):
     project.configure_optimizers = lambda: torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
-def the_head_alone(project):
+def without_the_last_parameters(project):
     project.configure_optimizers = lambda: torch.optim.SGD([*project.head.parameters(), *project.body.parameters()][:4])
 
 
@@ -61,35 +61,35 @@ FAILURES = {
     "another-optimizer": (
         by_adam,
         None,
-        r"optimizer state does not fit Adam \(KeyError: 'step'\); resume with",
+        ValueError,
+        r"state does not fit Adam \(KeyError: 'step'\); resume with the opt",
     ),
     "other-groups": (
         in_two_groups,
         None,
-        r"optimizer state does not fit SGD \(ValueError: loaded state dict has",
+        ValueError,
+        r"state does not fit SGD \(ValueError: loaded state dict has a d",
     ),
-    "fewer-parameters": (the_head_alone, None, r"no optimizer holds the constrained weights|does not fit SGD"),
-    "other-loops": (as_it_is, with_other_loops, "not subscriptable"),
+    "fewer-parameters": (without_the_last_parameters, None, ValueError, r"optimizer state does not fit SGD \(ValueErr"),
+    "other-loops": (as_it_is, with_other_loops, TypeError, "not subscriptable"),  # in Python's words
 }
 
 
 @pytest.mark.parametrize("method", ["parametrize", "project"])
-@pytest.mark.parametrize(("change", "spoil", "message"), FAILURES.values(), ids=FAILURES)
-def test_the_module_is_as_it_was(change, spoil, message, method, save, resume, make_project):
+@pytest.mark.parametrize(("change", "spoil", "error", "message"), FAILURES.values(), ids=FAILURES)
+def test_the_module_is_as_it_was(change, spoil, error, message, method, save, resume, make_project):
     path, project = save(ConstraintCallback(method=method)), make_project()
     change(project)
     before = {key: value.clone() for key, value in project.state_dict().items()}
-    with pytest.raises((ValueError, KeyError, TypeError), match=message):
+    with pytest.raises(error, match=message):
         resume(project, ConstraintCallback(method=method), path, spoil)
     held = project.state_dict()
     assert held.keys() == before.keys()
     assert all(torch.equal(held[key], value) for key, value in before.items())
 
 
-@pytest.mark.parametrize(("change", "spoil", "message"), FAILURES.values(), ids=FAILURES)
-def test_control_without_the_callback_the_loaded_weights_stay(
-    change, spoil, message, save, resume, make_project, make_trainer, lightning
-):
+@pytest.mark.parametrize(("change", "spoil"), [failure[:2] for failure in FAILURES.values()], ids=FAILURES)
+def test_control_without_the_callback_the_loaded_weights_stay(change, spoil, save, resume, make_project, lightning):
     path, project = save(lightning.Callback()), make_project()
     change(project)
     before = project.head.weight.detach().clone()
@@ -109,12 +109,11 @@ def test_the_settings_that_another_optimizer_lacks_are_named(save, resume, make_
 @pytest.mark.filterwarnings("ignore:Found keys")
 @pytest.mark.parametrize("settings", [{"exclude": ["head.*"]}, {"kind": "none"}], ids=["exclude", "none"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_constraint_trains_is_not_dropped_where_loading_is_not_strict(
-    kind, settings, save, resume, make_project
-):
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
+def test_what_a_constraint_trains_is_not_dropped(kind, strict, settings, save, resume, make_project):
     path, project = save(ConstraintCallback(kind)), make_project()
-    project.strict_loading = False
-    message = r"'head\.weight'.* leaves them plain, so that strict_loading=False would drop"
+    project.strict_loading = strict
+    message = rf"constrained .*'head\.weight' with kind='{kind}', and this one leaves them plain; constrain them too"
     with pytest.raises(ValueError, match=message):
         resume(project, ConstraintCallback(**{"kind": kind, **settings}), path)
 
