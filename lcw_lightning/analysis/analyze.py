@@ -1,6 +1,6 @@
 """analyze: send one minibatch through any network and loss, and report on every layer before training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -76,7 +76,7 @@ def analyze(
     inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     snapshot = Snapshot(layers, device, with_values=True, over_time=True)
-    reached: dict[int, Tensor] = {}
+    reached: set[int] = set()
     step = partial(_step, network, inputs, targets, loss, reached)
     with torch.inference_mode(False), torch.enable_grad():
         with undisturbed(network), snapshot.watching():
@@ -91,9 +91,9 @@ def analyze(
 
 
 def _step(
-    network: nn.Module, inputs: Any, targets: list[Any], loss: Callable[..., Tensor] | None, reached: dict[int, Tensor]
+    network: nn.Module, inputs: Any, targets: list[Any], loss: Callable[..., Tensor] | None, reached: set[int]
 ) -> float | None:
-    """Run the batch forward and backward, and return the loss; gradients of parameters are added by id."""
+    """Run the batch forward and backward, and return the loss; the ids of parameters with a gradient are added."""
     args, kwargs, leaves = _arguments(inputs)  # new copies, since a network may change its inputs in place
     with failing_layer_named():
         outputs = network(*args, **kwargs)
@@ -102,7 +102,7 @@ def _step(
     value = _loss_value(loss or _cross_entropy, outputs, targets)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     gradients = _backward(value, [*trained, *leaves])
-    reached.update({id(p): gradient for p, gradient in zip(trained, gradients, strict=False) if gradient is not None})
+    reached.update(id(p) for p, gradient in zip(trained, gradients, strict=False) if gradient is not None)
     return value.item()
 
 
@@ -116,7 +116,7 @@ def _hidden_layers(
 
 
 def report_of(
-    network: nn.Module, snapshot: Snapshot, loss: float | None, plan: Plan, facts: Judged, reached: Mapping[int, Tensor]
+    network: nn.Module, snapshot: Snapshot, loss: float | None, plan: Plan, facts: Judged, reached: Collection[int]
 ) -> Report:
     """Return the report on a snapshot, once its step is done.
 
@@ -126,7 +126,7 @@ def report_of(
         loss: Of the batch.
         plan: Knows the layers that cannot be seen.
         facts: Which network this is.
-        reached: The gradients of parameters, by their ids.
+        reached: The ids of the parameters that the gradient has reached.
 
     Raises:
         ValueError: None of its layers was called.

@@ -1,10 +1,10 @@
 """What is known of a network's layers beside their statistics."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lcw_lightning.analysis.findings import Condition, Statistics
@@ -21,11 +21,11 @@ ZERO_SUM = 1e-3  # the sum of a unit's weights, divided by their norm, counts as
 
 
 def condition_of(
-    network: nn.Module, snapshot: Snapshot, statistics: Statistics, plan: Plan, reached: Mapping[int, Tensor]
+    network: nn.Module, snapshot: Snapshot, statistics: Statistics, plan: Plan, reached: Collection[int]
 ) -> Condition:
     """Return what is known of the layers of a snapshot.
 
-    The plan knows those that cannot be seen; ``reached`` has the gradients of parameters, by their ids.
+    The plan knows those that cannot be seen; ``reached`` are the ids of the parameters that the gradient has reached.
     """
     uncalled = [name for name in snapshot.layers if name not in statistics]
     read = [name for name in uncalled if any(id(p) in reached for p in snapshot.layers[name].layer.parameters())]
@@ -37,7 +37,7 @@ def condition_of(
             for name, layer in snapshot.layers.items()
             if not any(parameter.requires_grad for ref in layer.weights.values() for parameter in ref.parameters)
         ],
-        by_states=[name for name in statistics if _is_trained_by_states(snapshot.layers[name], reached)],
+        by_states=[name for name in snapshot.recurrences.read() if not statistics[name].get(Statistic.GRADIENT_STD)],
         zero=[name for name, facts in snapshot.facts.items() if not facts.norms.any()],
         zero_gains=list(zero_gains(network)),
         normalized=any("Norm" in kind.__name__ for module in network.modules() for kind in type(module).__mro__),
@@ -62,10 +62,6 @@ def zero_gains(network: nn.Module) -> Iterator[str]:
         is_gain = parameter.numel() == (parameter.shape[0] if parameter.dim() else 1)
         if is_gain and not parameter.any():
             yield name
-
-
-def _is_trained_by_states(layer: ObservedLayer, reached: Mapping[int, Tensor]) -> bool:
-    return bool(layer.gates) and any(id(p) in reached and reached[id(p)].any() for p in layer.layer.parameters())
 
 
 def _gate_shift(snapshot: Snapshot) -> dict[str, float]:

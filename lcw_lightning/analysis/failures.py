@@ -50,8 +50,8 @@ def without_signal(statistics: Statistics, condition: Condition) -> list[str]:
     """Return the layers whose output is identical for all samples.
 
     Layers with zero weights are left out. So are layers whose variation is lost in rounding beside a large activation
-    shift, unless that holds for all layers, the layer has seen only one value, or the samples do not differ: then only
-    the steps of a recurrent layer do.
+    shift, unless that holds for all layers, the layer has seen only one value, or the input of the first layer is
+    constant, so that only the steps of a recurrent layer differ. Behind a layer without a signal there is none.
     """
     rows = {layer: row for layer, row in statistics.items() if layer not in condition.zero}
     same = [
@@ -59,11 +59,16 @@ def without_signal(statistics: Statistics, condition: Condition) -> list[str]:
         for layer, row in rows.items()
         if row.get(Statistic.PREACTIVATION_STD) == 0 or row.get(Statistic.SHIFT_RATIO, 0.0) > CONSTANT
     ]
-    first = next(iter(rows.values()), {})
-    if len(same) == len(rows) or math.isinf(first.get(Statistic.AMPLIFICATION_FORWARD, 1.0)):
+    if len(same) == len(rows) or _has_constant_input(next(iter(rows.values()), {})):
         return same
     single = [layer for layer in same if condition.input_values.get(layer) == 1]
-    return [layer for layer in same if layer in single or math.isnan(rows[layer].get(Statistic.SHIFT_RATIO, math.nan))]
+    dead = [layer for layer in same if math.isnan(rows[layer].get(Statistic.SHIFT_RATIO, math.nan))]
+    behind = list(rows)[list(rows).index(dead[0]) :] if dead else []
+    return [layer for layer in same if layer in {*single, *dead, *behind}]
+
+
+def _has_constant_input(row: Mapping[str, float]) -> bool:
+    return math.isinf(row.get(Statistic.AMPLIFICATION_FORWARD, 1.0))
 
 
 def no_signal(layers: Sequence[str], number: int, condition: Condition) -> Iterator[Finding]:
@@ -73,17 +78,16 @@ def no_signal(layers: Sequence[str], number: int, condition: Condition) -> Itera
         if condition.zero_gains:
             yield Finding(f"{says} ({len(layers)} of {number} layers), because {_zeros(condition)} are zero.", (LATER,))
             return
-        yield Finding(
-            f"{says} ({len(layers)} of {number} layers).",
-            ("a batch of several different samples", "look for dead or saturated units, and for constant inputs"),
-        )
+        others = ("a batch of several different samples",) if len(layers) == number else ()
+        advice = (*others, "look for dead or saturated units, and for constant inputs")
+        yield Finding(f"{says} ({len(layers)} of {number} layers).", advice)
 
 
-def no_gradient(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
-    """Report where gradients are exactly zero."""
+def no_gradient(statistics: Statistics, number: str, condition: Condition) -> Iterator[Finding]:
+    """Report where gradients are exactly zero, out of a ``number`` of layers in words."""
     rows = {layer: row for layer, row in statistics.items() if layer not in condition.by_states}
     none = [layer for layer, row in rows.items() if row.get(Statistic.GRADIENT_STD) == 0]
-    says = f"No gradient at all: dL/dz is exactly zero in {len(none)} of {len(statistics)} layers ({listed(none)})"
+    says = f"No gradient at all: dL/dz is exactly zero in {len(none)} of {number} ({listed(none)})"
     if none and (condition.zero or condition.zero_gains):
         yield Finding(f"{says}, because {_zeros(condition)} are zero.", (LATER,))
     elif none:
@@ -114,7 +118,7 @@ def left_out(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     lost = [layer for layer in statistics if layer not in known]
     if reached and lost:
         yield Finding(
-            f"The loss does not depend on {listed(lost)}: no gradient reaches them.",
+            f"The loss does not depend on {listed(lost)}: no gradient gets there.",
             ("look for a detach(), an argmax, or an output that the loss leaves out",),
         )
 

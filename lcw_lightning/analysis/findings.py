@@ -19,7 +19,7 @@ class Condition(NamedTuple):
     frozen: Sequence[str] = ()
     """Layers none of whose weights requires a gradient."""
     by_states: Sequence[str] = ()
-    """Recurrent layers whose weights get a gradient; the loss may read their states alone, and not their output z."""
+    """Recurrent layers of which the loss reads last states alone, so that no gradient reaches their output z."""
     zero: Sequence[str] = ()
     """Layers whose weights are all zero."""
     zero_gains: Sequence[str] = ()

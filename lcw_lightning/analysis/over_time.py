@@ -57,7 +57,7 @@ def sentence_over_time(recurrence: Recurrence) -> str:
 
 
 def findings_over_time(recurrence: Recurrence, zero_sum: Sequence[str] = ()) -> Iterator[Finding]:
-    """Yield where gradients vanish or explode over time.
+    """Yield where gradients over time are lost, vanish or explode.
 
     Args:
         recurrence: What was seen.
@@ -69,6 +69,11 @@ def findings_over_time(recurrence: Recurrence, zero_sum: Sequence[str] = ()) -> 
         "Gradients vanish over time: norm(dL/dh_t) falls by 10.0 decades from the last of 3 steps back to the ..."
     """
     norms = norms_by_state(recurrence)
+    if unread := [name for name, steps in norms.items() if not any(steps)]:
+        yield Finding(
+            f"The loss does not depend on the states {listed(unread)}: no gradient gets there.",
+            ("look for a state of another layer or direction, such as h_n[0] in place of h_n[-1]",),
+        )
     decades = _decades(norms)
     vanish = sorted((name for name in decades if decades[name] > DECADES), key=decades.__getitem__, reverse=True)
     explode = sorted((name for name in decades if decades[name] < -DECADES), key=decades.__getitem__)

@@ -47,12 +47,13 @@ def findings(
         return [broken, *left_out(statistics, condition)]
     constant = without_signal(statistics, condition)
     varying = {layer: row for layer, row in statistics.items() if layer not in constant}
+    number = f"{len(varying)} layers" + (" with a signal" if constant else "")
     return [
         *no_signal(constant, len(statistics), condition),
-        *no_gradient(varying, condition),
+        *no_gradient(varying, number, condition),
         *_gradient(varying, condition),
         *_forward(varying, condition),
-        *_shift(varying, condition),
+        *_shift(varying, number, condition),
         *_dead(statistics, condition),
         *left_out(statistics, condition),
     ]
@@ -93,7 +94,7 @@ def _forward(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
         )
 
 
-def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
+def _shift(statistics: Statistics, number: str, condition: Condition) -> Iterator[Finding]:
     large = LARGE_SHIFT if condition.normalized else LARGE_UNNORMALIZED
     ratios = _shift_ratios(statistics, condition, above=large)
     worst = sorted(ratios, key=ratios.__getitem__, reverse=True)
@@ -102,7 +103,7 @@ def _shift(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
     if is_common and not condition.sparse:  # sparse activations have the mean that they were made with
         normalize = "normalize each input feature, or normalize batches before the activation"
         yield Finding(
-            f"Activation shift in {len(worst)} of {len(statistics)} layers: the means of the preactivations are up to "
+            f"Activation shift in {len(worst)} of {number}: the means of the preactivations are up to "
             f"{ratios[worst[0]]:.3g} times their std, more than {large:g} times in {listed(worst)}; batch "
             "normalization directly behind a layer removes it.",
             _constrain(statistics, condition) or (normalize,),

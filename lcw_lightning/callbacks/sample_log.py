@@ -57,7 +57,7 @@ class SampleLog:
         if not self._is_drawn:
             return ""
         plan = plan_weights(pl_module, "seen", *patterns)
-        reached = {id(p): p.grad for p in pl_module.parameters() if p.grad is not None}
+        reached = {id(parameter) for parameter in pl_module.parameters() if parameter.grad is not None}
         condition = condition_of(pl_module, sample, statistics, plan, reached)
         condition = condition._replace(zero_gains=self._zero_gains)
         report = Report(statistics, condition, recurrence=sample.recurrence())

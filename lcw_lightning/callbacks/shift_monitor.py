@@ -36,9 +36,10 @@ class ShiftMonitor(Callback):
     sampled steps run eagerly, which rounds otherwise and may draw other dropout masks. It works with every Lightning
     logger. ``gradient_std`` is that of the mean loss over the sampled batch, independent of loss scaling, gradient
     accumulation and the number of ranks. All calls of a layer in the sampled batch count, and all gradients that come
-    back through it, those of a gradient penalty too. If optimizers step several times in the batch, the weights are
-    those of the layer's first call. When numbers of a sample cease to be finite, one warning names the step and where;
-    if a :class:`~lcw_lightning.LossWatch` says so of the loss, there is none beside it.
+    back through it, those of a gradient penalty too. If an optimizer steps amid the batch, norms and the constraint's
+    residual are those of the weights at the layer's first call. When numbers of a sample cease to be finite, one
+    warning names the step and where; if a :class:`~lcw_lightning.LossWatch` says so of the loss, there is none beside
+    it.
 
     Of recurrent layers the statistics are those of the hidden states. Beside them ``preactivation_mean``,
     ``preactivation_std`` and ``shift_ratio`` of each gate are logged as ``statistic/layer.gate``, such as

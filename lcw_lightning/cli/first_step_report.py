@@ -82,7 +82,7 @@ class FirstStepReport(Callback):
             plan = plan_weights(pl_module, "seen", self.include, self.exclude)
             facts = judged(pl_module, batch, self._initialized)
             value = loss.item() if isinstance(loss, Tensor) else None
-            reached = {id(p): p.grad for p in pl_module.parameters() if p.grad is not None}
+            reached = {id(parameter) for parameter in pl_module.parameters() if parameter.grad is not None}
             self.report = report_of(pl_module, self._snapshot, value, plan, facts, reached)
         end_fit()
 

@@ -4,6 +4,7 @@ import copy
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Literal, NoReturn, cast
 
@@ -86,7 +87,9 @@ def _reports(
         if kind != "as_built":
             constrain(judged, cast(Kind, kind))
             minibatch_init_(judged, inputs)
-        reports[kind] = analyze(judged, (inputs, labels))
+        report = analyze(judged, (inputs, labels))
+        initialized = "not rescaled" if kind == "as_built" else "rescaled on this batch"
+        reports[kind] = replace(report, judged=report.judged and report.judged._replace(initialized=initialized))
     return {"": reports[compare[0]]} if len(compare) == 1 else reports
 
 

@@ -27,9 +27,9 @@ def constrain(
 ) -> list[str]:
     """Constrain the weights of ``model`` in place, starting from their present values, and return their names.
 
-    Draw weights before: under ``parametrize`` each reading of ``layer.weight`` computes a new tensor, so that a later
-    draw into it, as by :mod:`torch.nn.init`, or a write to its ``.data`` is lost. An assignment, ``layer.weight = w``,
-    is not.
+    Draw weights before you constrain them: under ``parametrize`` each reading of ``layer.weight`` computes a new
+    tensor, so that a later draw into it, as by :mod:`torch.nn.init`, or a write to its ``.data`` is lost. An
+    assignment, ``layer.weight = w``, is not.
 
     Copies and pickles of the model stay constrained. With ``method="project"`` an ``lcw`` weight stays an ordinary
     parameter: its gradient is centred per unit as it accumulates, so before clipping and before DDP reduces, and the

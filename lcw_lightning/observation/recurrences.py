@@ -88,6 +88,7 @@ class Recurrences:
         self._random: dict[str, Tensor] = {}
         self._calls: Counter[str] = Counter()
         self._squares: dict[tuple[str, str], dict[int, Tensor]] = {}
+        self._is_read: dict[str, Tensor] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -110,19 +111,26 @@ class Recurrences:
             found.setdefault(name, {})[state] = (steps.sqrt() / scale).tolist()
         return found
 
+    def read(self) -> list[str]:
+        """Return the layers of which the loss reads an output or a last state, so that a gradient reaches it."""
+        return [name for name, is_read in self._is_read.items() if is_read]
+
     def _before(self, name: str, layer: Recurrent, _: tuple[Any, ...]) -> None:
         self._random.pop(name, None)
         if isinstance(layer, nn.RNNBase) and layer.dropout and layer.training and layer.num_layers > 1:
             self._random[name] = torch.get_rng_state()
 
-    def _after(self, name: str, layer: Recurrent, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        outputs = _tensors(output)
+    def _after(self, name: str, layer: Recurrent, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        outputs = _tensors(returned)
         if is_transformed() or not outputs[0].numel():  # as where an expert gets no sample
             return
         given = signature(layer.forward).bind(*args, **kwargs).arguments
         if name in self._random and outputs[0].device.type != "cpu":
             self.left[name] = DROPPED
         is_stack = isinstance(layer, nn.RNNBase)
+        for output in (output for output in outputs if output.requires_grad):
+            see = partial(self._see_gradient, name)
+            self._hooks.callback(output.register_hook(see).remove)  # type: ignore[no-untyped-call]
         with_gradients = self._with_gradients and torch.is_grad_enabled() and outputs[0].requires_grad
         with self._as_in_call(name, layer), torch.set_grad_enabled(with_gradients and is_stack):
             call = RecurrentCall.of(layer, given["input"], given.get("hx"))
@@ -135,6 +143,9 @@ class Recurrences:
             show_step = partial(self._add, name, "h", self._calls[name])
             self._calls[name] += 1
             self._hooks.callback(outputs[0].register_hook(show_step).remove)  # type: ignore[no-untyped-call]
+
+    def _see_gradient(self, name: str, gradient: Tensor) -> None:
+        self._is_read[name] = gradient.detach().any() | self._is_read.get(name, False)
 
     @contextmanager
     def _as_in_call(self, name: str, layer: Recurrent) -> Iterator[None]:

@@ -357,7 +357,7 @@ FINDINGS = {
     "cut": (
         lambda: nn.Sequential(nn.Linear(8, 8), Cut(), nn.Linear(8, 3)),
         X,
-        "The loss does not depend on '0': no gradient reaches them.",
+        "The loss does not depend on '0': no gradient gets there.",
     ),
     "one-sample": (
         lambda: mlp(8, 8, 3),

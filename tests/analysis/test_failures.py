@@ -3,7 +3,10 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 
+from lcw_lightning import analyze
 from lcw_lightning.analysis.verdict import Condition, findings
 
 ROW = {
@@ -96,10 +99,20 @@ def test_layers_left_out_are_said():
     assert says(rows, condition) == [
         "Frozen (no weight is trained): 'l0'.",
         "Never reached in this forward pass: 'spare', 'other'.",
-        "The loss does not depend on 'l1': no gradient reaches them.",
+        "The loss does not depend on 'l1': no gradient gets there.",
     ]
 
 
 def test_without_a_backward_pass_no_gradient_is_missed():
     rows = {name: {key: value for key, value in row.items() if key != "gradient_std"} for name, row in layers().items()}
     assert says(rows) == []
+
+
+def test_behind_dead_units_there_is_no_signal_either_and_the_batch_is_not_to_blame():
+    torch.manual_seed(0)
+    network = [nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 2)]
+    network[0].bias.data.fill_(-10)
+    first, *others = analyze(nn.Sequential(*network), (torch.rand(32, 10), torch.arange(32) % 2)).findings
+    assert first.says == "No signal: the output of '2', '4' is identical for all samples (2 of 3 layers)."
+    assert first.advice == ("look for dead or saturated units, and for constant inputs",)
+    assert "in 1 of 1 layers with a signal ('0')" in others[0].says

@@ -1,11 +1,20 @@
 """The verdict on made-up statistics, whose decades are known."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lcw_lightning.analysis.verdict import Condition, findings
+from lcw_lightning.analysis.verdict import (
+    DECADES,
+    LARGE_SHIFT,
+    LARGE_UNNORMALIZED,
+    MANY_DEAD,
+    NEARLY_ALL,
+    Condition,
+    findings,
+)
 
 HEALTHY = {
     "input_mean": 0.4,
@@ -200,3 +209,10 @@ def test_activations_that_are_sparse_by_design_have_neither_dead_units_nor_shift
     values = dict.fromkeys(rows, 128)
     assert len(says(rows, Condition(input_values=values))) == 1
     assert says(rows, Condition(input_values=values, sparse=True)) == []
+
+
+def test_the_page_has_the_limits_of_the_verdict():
+    page = (Path(__file__).parents[2] / "docs" / "analyze.md").read_text()
+    assert f"over {DECADES} decades from the first layers to the last" in page
+    assert f"over {LARGE_UNNORMALIZED}, or over {LARGE_SHIFT:g} if the network has a layer of normalization" in page
+    assert (MANY_DEAD, NEARLY_ALL) == (0.1, 0.9)  # in words on the page

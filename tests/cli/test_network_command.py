@@ -19,12 +19,15 @@ def test_a_network_of_torchvision_is_judged_as_it_is_built(tmp_path, capsys):
     report = run(tmp_path, "--network=torchvision.models.resnet18", "--input_shape", "3", "32", "32", "--batch_size=4")
     assert report["judged"]["constraints"] == {"unconstrained": 21}
     assert report["judged"]["samples"] == 4
-    assert "of 21 weights unconstrained, in training mode, on 4 samples" in capsys.readouterr().out
+    assert "of 21 weights unconstrained, not rescaled, in training mode, on 4 samples" in capsys.readouterr().out
 
 
 def test_kinds_are_compared_on_the_same_weights(tmp_path, capsys):
-    reports = run(tmp_path, *MLP, *SHAPE, "--compare", "as_built", "lcw")
-    assert list(reports) == ["as_built", "lcw"]
+    reports = run(tmp_path, *MLP, *SHAPE, "--compare", "as_built", "none", "lcw")
+    assert [reports[kind]["judged"]["initialized"] for kind in ("as_built", "none", "lcw")] == [
+        "not rescaled",
+        *2 * ["rescaled on this batch"],
+    ]
     assert any("Gradients vanish" in finding["says"] for finding in reports["as_built"]["verdict"])
     assert reports["lcw"]["verdict"] == []
     assert reports["lcw"]["judged"]["constraints"] == {"under lcw": 21}

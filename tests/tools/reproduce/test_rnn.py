@@ -63,6 +63,8 @@ def test_rows_and_pixels_of_mnist_run_and_are_reported_from_their_jsons(mnist, t
     run = json.loads((tmp_path / "out" / "mnist_pixels_lcw_seed0.json").read_text())
     assert "--data.sequence=pixels" in run["flags"]
     assert str(mnist) not in json.dumps(run)
-    plain = json.loads((tmp_path / "out" / "mnist_pixels_plain_seed0.json").read_text())
-    row = f"| pixels | 784 | 1 | {plain['test_accuracy']:.3f} | {run['test_accuracy']:.3f} |"
-    assert row in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for sequence, steps in (("rows", 28), ("pixels", 784)):
+        paths = [tmp_path / "out" / f"mnist_{sequence}_{method}_seed0.json" for method in ("plain", "lcw")]
+        plain, lcw = (f"{json.loads(path.read_text())['test_accuracy']:.3f}" for path in paths)
+        assert f"| {sequence} | {steps} | 1 | {plain} | {lcw} |" in out
