@@ -2,13 +2,13 @@
 
     python -m tools.reproduce digits                        run what results/digits does not hold yet
     python -m tools.reproduce rnn                           the recurrent network of configs/rnn_digits.yaml
+    python -m tools.reproduce rnn_mnist --data-dir FOLDER   the same for MNIST, by rows and by pixels
     python -m tools.reproduce fig5 --data cifar10           the paper's Fig. 5: all methods, 100 epochs
     python -m tools.reproduce table1 --device cuda:0 cuda:1 --shard 1/4 --data-dir FOLDER
     python -m tools.reproduce fig5 --report                 print tables, put them into the pages, draw curves
     python -m tools.reproduce table1 --epochs 30 --precision bf16-mixed --channels-last --compile --plan --minutes 60
                                                             which runs one GPU does in an hour; then without --plan ...
     python -m tools.reproduce sparse --networks sparse_mlp100 --methods 'ReLU_tau*' 'CReLU_*_0.7*' --device cpu cpu
-    python -m tools.reproduce rnn_mnist --data-dir FOLDER   the same for MNIST, by rows and by pixels
     python -m tools.reproduce preflight                     Monte Carlo of sparse activations at initialization
     python -m tools.reproduce convert --data-dir FOLDER     accuracy before and after a trained network is converted
     python -m tools.reproduce recurrent                     recurrent networks: LCW and its rivals, at chosen settings

@@ -45,16 +45,23 @@ def train(method: str, seed: int, folder: Path, device: str) -> dict:
 
 
 def train_config(
-    config: str, method: str, seed: int, folder: Path, device: str, settings: Sequence[str] = (), data: str = ""
+    config: str,
+    method: str,
+    seed: int,
+    folder: Path,
+    device: str,
+    settings: Sequence[str] = (),
+    data_dir: Path | None = None,
 ) -> tuple[dict, dict[str, list[float]]]:
     """Train a config by a method, from the start; return the run's record, and all that was logged, by its tag.
 
-    Flags of the run are in its record, but for the one that says where the data lie.
+    Flags of the run are in its record, but for those that say where data and results lie.
     """
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     flags = [*METHODS[method], f"--seed_everything={seed}", *settings]
     here = [f"--trainer.default_root_dir={folder}", f"--trainer.accelerator={device}"]
-    lcw(["fit", "--config", config, *flags, *here, *([data] if data else [])])
+    here += [f"--data.data_dir={data_dir.absolute()}"] if data_dir else []
+    lcw(["fit", "--config", config, *flags, *here])
     events = EventAccumulator(str(folder / "lightning_logs" / "version_0"), size_guidance={"scalars": 0})
     events.Reload()
     scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
