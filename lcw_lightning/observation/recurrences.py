@@ -144,8 +144,9 @@ class Recurrences:
             self._calls[name] += 1
             self._hooks.callback(outputs[0].register_hook(show_step).remove)  # type: ignore[no-untyped-call]
 
-    def _see_gradient(self, name: str, gradient: Tensor) -> None:
-        self._is_read[name] = gradient.detach().any() | self._is_read.get(name, False)
+    def _see_gradient(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is not None:  # as it is for an output that the loss does not read
+            self._is_read[name] = gradient.detach().any() | self._is_read.get(name, False)
 
     @contextmanager
     def _as_in_call(self, name: str, layer: Recurrent) -> Iterator[None]:
