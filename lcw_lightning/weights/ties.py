@@ -37,7 +37,8 @@ def tied_to(ref: WeightRef, places: Places) -> str | None:
 def tied_to_other_type(ref: WeightRef, places: Places) -> str | None:
     """Return to which parameter of an embedding, or of another unknown layer type, a weight is tied; None for none."""
     found = [place for parameter in ref.parameters for place in places[id(parameter)]]
-    others = (name for name, module in found if not _is_layers(module))
+    own = set(ref.layer.modules())  # parametrizations have parameters too
+    others = (name for name, module in found if module not in own and not _is_layers(module))
     return next((f"tied to {name!r}" for name in others), None)
 
 
