@@ -53,6 +53,7 @@ def mnist(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_rows_and_pixels_of_mnist_run_and_are_reported_from_their_jsons(mnist, tmp_path, monkeypatch, capsys):
     small = ["--model.network.width=4", "--shift_monitor.every_n_steps=0", "--trainer.log_every_n_steps=1"]
     monkeypatch.setattr(digits, "METHODS", {method: flags + small for method, flags in digits.METHODS.items()})
