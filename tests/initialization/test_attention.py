@@ -72,6 +72,7 @@ def test_query_key_value_and_output_have_the_std(make, inputs, kind, granularity
         output, _ = layer(*inputs)
         assert not waiting
     found, by_unit = projections(layer, inputs), granularity == "unit" or has_gains
+    print("std off 1 by", misses(found, by_unit), "before", misses(before))
     assert max(misses(found, by_unit).values()) < 1e-3
     assert min(misses(before).values()) > 0.02  # control
     torch.testing.assert_close(layer(*inputs)[0], output)
@@ -147,6 +148,7 @@ def test_a_bilinear_layer_has_the_std(kind, granularity, gradients):
     with rescale_on_first_forward(layer, granularity=granularity), torch.set_grad_enabled(gradients):
         output = layer(*given)
     by_unit = granularity == "unit" or kind in ("wn", "cwn")
+    print("std off 1 by", misses({"": product()}, by_unit), "before", misses({"": before}))
     assert misses({"": product()}, by_unit)[""] < 1e-3
     assert misses({"": before})[""] > 0.1  # control
     torch.testing.assert_close(output.detach(), product() + layer.bias.detach())
