@@ -10,6 +10,7 @@ from tools.reproduce import __main__ as reproduce
 from tools.reproduce import digits
 
 
+@pytest.mark.slow
 def test_the_digits_run_once_and_report_from_their_jsons(tmp_path, monkeypatch, capsys):
     small = ["--model.network.depth=2", "--model.network.width=8", "--trainer.max_epochs=2"]
     methods = {method: flags + small for method, flags in digits.METHODS.items()}

@@ -12,6 +12,7 @@ from tools.reproduce import digits, rnn, rnn_mnist
 PLACE = "<!-- rnn: made by python -m tools.reproduce -->"
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_runs_and_is_reported_from_its_jsons(tmp_path, monkeypatch, capsys):
     small = ["--model.network.width=4", "--trainer.max_epochs=1"]
     for module in (digits, rnn):
