@@ -56,8 +56,8 @@ NETWORKS = {
 }
 LARGE_NETWORKS = {
     "vgg16": (torchvision.models.vgg16, lambda: images(224, 4), ["Activation shift"]),
-    "resnet50": (torchvision.models.resnet50, lambda: images(224, 4), ["Activation shift"]),
-    "vit_b_16": (torchvision.models.vit_b_16, lambda: images(224, 2), ["No gradient at all", "Activation shift"]),
+    "resnet50": (torchvision.models.resnet50, lambda: images(224, 4), []),  # normalization ends the shift of each layer
+    "vit_b_16": (torchvision.models.vit_b_16, lambda: images(224, 2), ["No gradient at all"]),  # its head is zero
     "lstm": (lambda: LSTMClassifier(128, 2), tokens, []),
 }
 
