@@ -126,9 +126,7 @@ def test_every_gate_has_the_std_and_the_recurrent_part_its_share(make, kind, gra
     by_unit = granularity == "unit" or has_gains
     minibatch_init_(layer, BATCH, granularity=granularity)
     found = gates_of(layer, SEQUENCES)
-    print(
-        f"std of gates off 1 by {largest_miss(found, by_unit):.1e}, {largest_miss(before):.1e} before"
-    )
+    print(f"std of gates off 1 by {largest_miss(found, by_unit):.1e}, {largest_miss(before):.1e} before")
     assert largest_miss(found, by_unit) < 1e-3
     if not by_unit:
         assert (shares(found) - 0.5).abs().max() < 1e-2
