@@ -411,3 +411,21 @@ def test_an_empty_batch_shows_nothing(is_given):
         return network["head"](torch.rand(2, 3)).sum()
 
     assert look(network, run) == Recurrence()
+
+
+READS = {
+    "output": (lambda output, hidden, cell: output, ["lstm"]),
+    "last-hidden-state": (lambda output, hidden, cell: hidden, ["lstm"]),
+    "last-cell-state": (lambda output, hidden, cell: cell, ["lstm"]),
+    "output-times-zero": (lambda output, hidden, cell: 0 * output, []),
+}
+
+
+@pytest.mark.parametrize(("read", "expected"), READS.values(), ids=READS)
+def test_a_layer_is_read_if_a_gradient_reaches_its_output_or_a_last_state(read, expected):
+    layer = nn.LSTM(3, 4)
+    recurrences = Recurrences({"lstm": layer}, lambda name, z: None)  # as ShiftMonitor has it, without gradients
+    with recurrences.watching():
+        output, (hidden, cell) = layer(torch.rand(5, 2, 3))
+        read(output, hidden, cell).sum().backward()
+    assert recurrences.read() == expected
