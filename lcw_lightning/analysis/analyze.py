@@ -16,7 +16,7 @@ from lcw_lightning.analysis.preflight import DepthProfile, monte_carlo
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
 from lcw_lightning.observation.snapshot import Snapshot
-from lcw_lightning.weights.failing_layer import failing_layer_named
+from lcw_lightning.weights.failing_layer import run_network
 from lcw_lightning.weights.plan import Plan, plan_weights
 from lcw_lightning.weights.restoring import restored, undisturbed
 from lcw_lightning.weights.selection import listed
@@ -58,9 +58,10 @@ def analyze(
         The report: print it, read its ``statistics`` and ``findings``, ``save(folder)`` it as JSON and figures.
 
     Raises:
-        ValueError: The network is no module, a pattern matches no weight, the network calls none of its layers,
-            cross-entropy does not take the outputs and targets, or the loss is not a scalar or does not depend on the
-            network; for a pre-flight check also if there is no loss, no draw, or fewer than two hidden layers.
+        ValueError: The network is no module or cannot take the inputs, a pattern matches no weight, the network calls
+            none of its layers, cross-entropy does not take the outputs and targets, or the loss is not a scalar or does
+            not depend on the network; for a pre-flight check also if there is no loss, no draw, or fewer than two
+            hidden layers.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -95,8 +96,7 @@ def _step(
 ) -> float | None:
     """Run the batch forward and backward, and return the loss; the ids of parameters with a gradient are added."""
     args, kwargs, leaves = _arguments(inputs)  # new copies, since a network may change its inputs in place
-    with failing_layer_named():
-        outputs = network(*args, **kwargs)
+    outputs = run_network("analyze", network, args, kwargs)
     if loss is None and not targets:
         return None
     value = _loss_value(loss or _cross_entropy, outputs, targets)

@@ -1,11 +1,14 @@
-"""Names near one that does not exist: of flags, and of classes."""
+"""Names near one that does not exist: of flags, of classes and of their arguments."""
 
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from pydoc import locate
 from types import ModuleType
+from typing import cast
 
-__all__ = ["near_class", "near_flag"]
+__all__ = ["near_class", "near_flag", "options_of"]
 
 PLACES = (
     "lcw_lightning",
@@ -48,6 +51,16 @@ def near_class(path: str) -> str:
         for public in _names_of(place)
     }
     return next((paths[near] for near in get_close_matches(name.lower(), paths, n=1)), "")
+
+
+def options_of(path: str) -> list[str]:
+    """Return the names of the arguments of a class or function.
+
+    Example:
+        >>> options_of("torch.nn.Threshold")
+        ['threshold', 'value', 'inplace']
+    """
+    return list(inspect.signature(cast(Callable[..., object], locate(path))).parameters)
 
 
 def _names_of(place: ModuleType) -> Iterable[str]:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 
 from lcw_lightning.cli.help import COMMAND_HELP
-from lcw_lightning.cli.near_names import near_class, near_flag
+from lcw_lightning.cli.near_names import near_class, near_flag, options_of
+from lcw_lightning.weights.selection import listed
 
 __all__ = ["flag_in", "in_one_sentence", "keys_in"]
 
@@ -13,6 +14,10 @@ _KEY = re.compile(r'Parser key "([^"]+)"')
 _PLACE = re.compile(r"^(Parser key \"[^\"]+\"[^:]*|Problem with given class_path '[^']+'):\s*")
 _FUNCTION = re.compile(r"^Type .* expects a function or a callable class: ")
 _NO_REASON = re.compile(f"{_FUNCTION.pattern}(?=Parser key |Option |the following )")
+_NO_OPTION = (
+    r"given class_path '(?P<path>[^']+)':\s+Option '(?P<option>\w+)' is not accepted",
+    r"Option '(?P<option>\w+)' is not accepted\. Got value: Namespace\(class_path='(?P<path>[^']+)'",
+)
 _FRAME = re.compile(
     r"Does not validate against |Subtypes: |Errors:$|Given value|"
     r"Expected a <class 'NoneType'>|Expected a path but "
@@ -49,7 +54,7 @@ def in_one_sentence(message: str, flags: Iterable[str] = ()) -> str:
     given = re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", found[1] if found else "").strip("'")
     lines = [_PLACE.sub("", _NO_REASON.sub("", line)) for line in lines]
     reasons = _most_telling([line for line in lines if line and not _FRAME.match(line)])
-    reason = "; ".join(dict.fromkeys(map(_reason, reasons))) or "not accepted"
+    reason = _no_option(message) or "; ".join(dict.fromkeys(map(_reason, reasons))) or "not accepted"
     is_said = not given or given.startswith(_NAMESPACES) or f"class {given}" in reason
     return f"{flag_in(message)}{reason}{'' if is_said else f'; got {given!r}'}"
 
@@ -85,9 +90,9 @@ def _missing(_: Sequence[str], names: str) -> str:
 
 def _unknown(flags: Sequence[str], arguments: str) -> str:
     given = [word.partition("=")[0] for word in arguments.split() if word.startswith("--")]
-    near = ", ".join(filter(None, (near_flag(flag, flags) for flag in given)))
+    near = {flag: found for flag in given if (found := near_flag(flag, flags))}
     if near:
-        advice = f"near it is {near}"
+        advice = ", ".join(f"near {'it' if len(given) == 1 else flag} is {found}" for flag, found in near.items())
     elif given:
         advice = "settings of the model begin with --model., of the data with --data., of the Trainer with --trainer."
     else:
@@ -114,6 +119,16 @@ _COMMANDS: dict[str, Callable[..., str]] = {
     'expected "subcommand" to be one of ': lambda _: f"name a command: lcw {', lcw '.join(COMMAND_HELP)}",
 }
 """What jsonargparse says of a command, and what is said instead."""
+
+
+def _no_option(message: str) -> str:
+    """Return that a class has no such argument, and which it has; an empty string for other messages."""
+    if not (found := next(filter(None, (re.search(pattern, message) for pattern in _NO_OPTION)), None)):
+        return ""
+    path, option = found["path"], found["option"]
+    options = options_of(path)
+    near = "".join(get_close_matches(option, options, n=1))
+    return f"{path} has no option {option!r}; {f'near it is {near!r}' if near else f'it has {listed(options)}'}"
 
 
 def _most_telling(reasons: Sequence[str]) -> Sequence[str]:

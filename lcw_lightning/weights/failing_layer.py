@@ -3,57 +3,72 @@
 import inspect
 import math
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from lcw_lightning.weights.selection import listed
+
 __all__ = ["describe_failing_layer", "failing_layer_named", "run_network"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Where forward is that of the base class, which raises an error. A module of Lightning may have training_step alone.
+_NO_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
 _MISFITS = (TypeError, RuntimeError, ValueError, IndexError)  # exactly these: torch's lack of memory is a subclass
 
 
-def run_network(owner: str, model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """Return ``model(*inputs)``, or say that the inputs do not fit the model.
+def run_network(
+    owner: str, model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """Return ``model(*inputs, **named)``, or say that the inputs do not fit the model.
 
     Args:
         owner: The function that runs the network, for the message.
         model: The network.
         inputs: Its positional arguments, as the user gave them.
+        named: Its keyword arguments.
 
     Raises:
-        ValueError: Another number of inputs than forward takes, something else than tensors that the network cannot
-            take, or a layer of torch's cannot take its input.
+        ValueError: The model has no forward, or takes other arguments; something else than tensors that the network
+            cannot take; or a layer of torch's cannot take its input.
 
     Example:
         >>> run_network("minibatch_init_", nn.Linear(3, 2), ())
         Traceback (most recent call last):
         ValueError: minibatch_init_ runs model(*inputs), but Linear.forward(input: ...) got 0 inputs: missing a ...
     """
-    name = type(model).__name__
-    signature = inspect.signature(model.forward)
-    try:
-        signature.bind(*inputs)
-    except TypeError as error:
-        wanted = str(signature).partition(" ->")[0]
-        raise ValueError(
-            f"{owner} runs model(*inputs), but {name}.forward{wanted} got {len(inputs)} inputs: {error}."
-        ) from error
+    _check_call(owner, model, inputs, named)
     try:
         with failing_layer_named():
-            return model(*inputs)
+            return model(*inputs, **named)
     except (AttributeError, KeyError, TypeError) as error:
-        if all(isinstance(value, Tensor) for value in inputs):
+        values = [*inputs, *named.values()]
+        if all(isinstance(value, Tensor) for value in values):
             raise
-        given = ", ".join(type(value).__name__ for value in inputs)
+        given = ", ".join(type(value).__name__ for value in values)
         raise ValueError(
-            f"{owner} runs model(*inputs), and {name} could not take ({given}): {error}; {_TENSORS}."
+            f"{owner} runs model(*inputs), and {type(model).__name__} could not take ({given}): {error}; {_TENSORS}."
         ) from error
+
+
+def _check_call(owner: str, model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
+    name, forward = type(model).__name__, model.forward
+    if forward.__module__ in _NO_FORWARD:
+        advice = "define it, or give a network that the module holds"
+        raise ValueError(f"{owner} runs model(*inputs), but {name} has no forward; {advice}.")
+    signature = inspect.signature(forward)
+    try:
+        signature.bind(*inputs, **named)
+    except TypeError as error:
+        wanted = str(signature).partition(" ->")[0]
+        given = f"inputs named {listed(named)}" if named else f"{len(inputs)} inputs"
+        raise ValueError(f"{owner} runs model(*inputs), but {name}.forward{wanted} got {given}: {error}.") from error
 
 
 @contextmanager

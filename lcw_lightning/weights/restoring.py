@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 __all__ = ["at_rest", "restored", "undisturbed", "unless_it_fails"]
@@ -21,7 +23,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         >>> norm.running_mean
         tensor([0., 0.])
     """
-    buffers = [_Saved(module._buffers, name) for module in model.modules() for name in module._buffers]
+    buffers = _saved(module._buffers for module in model.modules())
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(devices):
         try:
@@ -44,7 +46,7 @@ def restored(network: nn.Module) -> Iterator[None]:
         >>> network.weight.tolist() == before
         True
     """
-    parameters = [_Saved(module._parameters, name) for module in network.modules() for name in module._parameters]
+    parameters = _saved(module._parameters for module in network.modules())
     gradients = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in network.parameters()]
     with undisturbed(network):
         try:
@@ -74,9 +76,8 @@ def unless_it_fails(model: nn.Module) -> Iterator[None]:
         ...     layer.weight.tolist() == before
         True
     """
-    holders = [tensors for module in model.modules() for tensors in (module._parameters, module._buffers)]
-    saved = [_Saved(tensors, name) for tensors in holders for name in tensors]
-    structure = [_Structure(module) for module in model.modules()]
+    saved = _saved(tensors for module in model.modules() for tensors in (module._parameters, module._buffers))
+    structure = [_Structure(module) for module in model.modules() if not isinstance(module, ScriptModule)]
     try:
         yield
     except BaseException:
@@ -112,10 +113,10 @@ def at_rest(layers: Iterable[nn.Module]) -> Iterator[None]:
 class _Saved:
     """One parameter or buffer: which tensor it is, where its memory is, and a copy of its values."""
 
-    def __init__(self, holder: dict[str, Tensor | None] | dict[str, nn.Parameter | None], name: str) -> None:
-        self.holder: dict[str, Tensor | None] = holder  # type: ignore[assignment]
+    def __init__(self, holder: dict[str, Any], name: str, tensor: Tensor | None) -> None:
+        self.holder = holder
         self.name = name
-        self.tensor = holder[name]
+        self.tensor = tensor
         self.values: Tensor | None = None  # of a lazy tensor there are none
         if self.tensor is not None and not is_lazy(self.tensor):
             self.requires_grad = self.tensor.requires_grad
@@ -147,6 +148,11 @@ class _Structure:
             holder = vars(self.module)[name]  # the same object as before, since others may hold it
             holder.clear()
             holder.update(content)
+
+
+def _saved(holders: Iterable[dict[str, Any]]) -> list[_Saved]:
+    # By items, since those of a scripted module are no dict, and iteration over them gives no names.
+    return [_Saved(held, name, tensor) for held in holders for name, tensor in held.items()]
 
 
 def _put_back(saved: list[_Saved]) -> None:

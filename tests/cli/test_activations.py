@@ -65,8 +65,8 @@ def test_every_activation_goes_by_its_name_alone(name, lcw_on_digits):
 
 
 MISTAKES = {
-    "unknown-argument": (["sparsty=0.7"], 2, "Option 'sparsty' is not accepted"),
-    "unclipped-has-no-slope": (["sparsity=0.7", "slope=0.7"], 2, "Option 'slope' is not accepted"),
+    "unknown-argument": (["sparsty=0.7"], 2, "ShiftedReLU has no option 'sparsty'; near it is 'sparsity'"),
+    "unclipped-has-no-slope": (["sparsity=0.7", "slope=0.7"], 2, "has no option 'slope'; it has 'tau', 'sparsity'"),
     "no-number": (["sparsity=much"], 2, "sparsity"),
     "missing": ([], 1, "ShiftedReLU needs either tau or sparsity, got tau=None, sparsity=None"),
     "both": (["tau=1", "sparsity=0.7"], 1, "ShiftedReLU needs either tau or"),

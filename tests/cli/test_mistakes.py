@@ -34,7 +34,7 @@ MISTAKES = {
     "flag-without-group": (["--max_epochs=3"], 2, ["--max_epochs=3; near it is --trainer.max_epochs"]),
     "flag-without-value": (["--config"], 2, ["--config needs a value"]),
     "group": (["--constraint=[head.*]"], 2, ["--constraint: '[head.*]' is no config; the settings of a group have"]),
-    "key": (["--model.network.wdth=3"], 2, ["Option 'wdth' is not accepted"]),
+    "key": (["--model.network.wdth=3"], 2, ["lcw_lightning.MLP has no option 'wdth'; near it is 'width'"]),
     "config": (["--config", "nowhere.yaml"], 2, ["does not exist", "nowhere.yaml"]),
     "checkpoint": (["--ckpt_path", "nowhere.ckpt"], 1, ["there is no checkpoint 'nowhere.ckpt'"]),
     "fan-in": (

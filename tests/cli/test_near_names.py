@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 import lcw_lightning
-from lcw_lightning.cli.near_names import near_class, near_flag
+from lcw_lightning.cli.near_names import near_class, near_flag, options_of
 
 CLASSES = {
     "torch.optim.Sgd": "torch.optim.SGD",
@@ -40,6 +40,11 @@ def test_a_class_is_near_whose_name_differs_little(given, near):
 )
 def test_a_flag_is_near_that_ends_alike_or_differs_little(given, near):
     assert near_flag(given, ["--ckpt_path", "--constraint.kind", "--config"]) == near
+
+
+def test_the_options_of_a_class_are_the_arguments_of_its_constructor():
+    assert options_of("torch.nn.ReLU") == ["inplace"]
+    assert options_of("torch.nn.functional.relu") == ["input", "inplace"]
 
 
 def test_what_a_package_loads_late_is_not_loaded_for_a_name(monkeypatch):

@@ -52,6 +52,11 @@ SENTENCES = {
         "unrecognized arguments: --lr 0.1; settings of the model begin with --model., of the data with --data., of the "
         "Trainer with --trainer.",
     ),
+    "misspelt flags": (
+        "unrecognized arguments: --trainer.max_epoch 3 --constraint.knd lcw --zzz 1",
+        "unrecognized arguments: --trainer.max_epoch 3 --constraint.knd lcw --zzz 1; near --trainer.max_epoch is "
+        "--trainer.max_epochs, near --constraint.knd is --constraint.kind",
+    ),
     "config without a flag": (
         "unrecognized arguments: digits.yaml",
         "unrecognized arguments: digits.yaml; settings are given by flags, and a config by --config=FILE",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lcw_lightning import MLP, constrain
@@ -20,6 +21,13 @@ class Own(nn.Module):
 
     def forward(self, x, mask=None):
         return self.layer(x.flatten(1).clamp(0, 1))
+
+
+class TrainingStepAlone(LightningModule):
+    """A module as many users write it."""
+
+    def training_step(self, batch, batch_idx):
+        return batch.sum()
 
 
 def lstm():
@@ -69,6 +77,20 @@ MISFITS = {
     "nothing": (Own, (), r"Own.forward\(x, mask=None\) got 0 inputs: missing a required argument: 'x'\.$"),
     "too-many": (Own, (X, X, X), r"Own.forward\(x, mask=None\) got 3 inputs: too many positional arguments\.$"),
 }
+
+
+def test_arguments_by_name_that_a_network_does_not_take_are_one_sentence():
+    with pytest.raises(
+        ValueError, match=r"^who runs .* Own.forward\(x, mask=None\) got inputs named 'x', 'y': got an "
+    ):
+        run_network("who", Own(), (), {"x": X, "y": X})
+    assert run_network("who", Own(), (), {"x": X}).shape == (8, 3)
+
+
+@pytest.mark.parametrize("module", [nn.ModuleList([nn.Linear(64, 2)]), TrainingStepAlone()], ids=["torch", "lightning"])
+def test_a_module_without_forward_is_named(module):
+    with pytest.raises(ValueError, match=rf"who runs .* {type(module).__name__} has no forward; define it, or give a"):
+        run_network("who", module, (X,))
 
 
 @pytest.mark.parametrize(("make", "inputs", "says"), MISFITS.values(), ids=MISFITS)
