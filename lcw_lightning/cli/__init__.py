@@ -3,6 +3,7 @@
 It may import the whole package; no other module of the package may import the command line.
 """
 
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,14 @@ __all__ = ["main"]
 
 def main(args: "ArgsType" = None) -> None:
     """Run ``lcw``, as :func:`lcw_lightning.cli.app.main` does; ``lcw --version`` does not import torch."""
+    try:
+        _run(args)
+    except KeyboardInterrupt:  # while torch is imported; later on, ends_in_one_message says more
+        sys.stderr.write("lcw: ended by Ctrl-C\n")
+        sys.exit(128 + signal.SIGINT)
+
+
+def _run(args: "ArgsType") -> None:
     given = sys.argv[1:] if args is None else args
     if given == ["--version"]:
         sys.stdout.write(f"lcw {lcw_lightning.__version__}\n")

@@ -17,6 +17,27 @@ assert not {"torch", "lightning", "jsonargparse"} & sys.modules.keys()
     assert said == f"lcw {version('lcw_lightning')}\n"
 
 
+@pytest.mark.parametrize("args", [["fit"], ["analyze", "--network=torch.nn.Identity"]], ids=["fit", "network"])
+def test_ctrl_c_while_torch_is_imported_is_one_message(run_fresh, args):
+    said = run_fresh(f"""
+import signal, sys
+from lcw_lightning.cli import main
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+sys.stderr = sys.stdout
+try:
+    main({args})
+except SystemExit as end:
+    print(end.code)
+""")
+    assert said == "lcw: ended by Ctrl-C\n130\n"
+
+
 def test_the_version_is_what_the_whole_parser_says(capsys):
     main(["--version"])
     said = capsys.readouterr()
