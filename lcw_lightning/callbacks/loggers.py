@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
@@ -54,11 +55,12 @@ def takes(logger: Logger) -> set[str]:
 
 
 def say_what_is_not_taken(loggers: Sequence[Logger], wanted: Sequence[str]) -> None:
-    """Say what each logger is not given of what is wanted, or that there is no logger."""
+    """Say what each logger is not given of what is wanted, or that there is no logger; fast_dev_run has no other."""
     if not loggers:
         rank_zero_info("ShiftMonitor: without a logger it gives callbacks the metrics shift/..., and nothing else.")
     for logger in loggers:
-        if missing := [name for name in wanted if name not in takes(logger)]:
+        missing = [name for name in wanted if name not in takes(logger)]
+        if missing and not is_a(logger, DummyLogger):
             rank_zero_info(
                 f"ShiftMonitor: {type(logger).__name__} is given scalars, but no {' and no '.join(missing)}."
             )

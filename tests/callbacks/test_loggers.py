@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -108,6 +109,12 @@ def test_images_arrive_pixel_by_pixel(tmp_path):
     ((key, step, image),) = gallery.images
     assert (key, step) == ("depth/shift_ratio", 7)
     assert np.array_equal(image, picture())
+
+
+def test_nothing_is_said_of_the_logger_of_fast_dev_run(caplog):
+    with caplog.at_level("INFO"):
+        say_what_is_not_taken([DummyLogger()], ["images"])
+    assert not caplog.messages
 
 
 def test_a_logger_of_numbers_is_sent_one_row_and_told_once_what_is_missing(tmp_path, caplog):
