@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     __version__: str
 else:
     # Hidden from type checkers: they cannot compute __all__, and to them a module with __getattr__ has every name.
+    from functools import cache
     from importlib import import_module
     from importlib.metadata import version
     from pkgutil import iter_modules
@@ -100,5 +101,6 @@ else:
     def __dir__():
         return {*globals(), *__all__, *_submodules(), "__version__"}
 
-    def _submodules():
+    @cache
+    def _submodules():  # the command line asks a thousand times
         return {module.name for module in iter_modules(__path__)}

@@ -6,6 +6,7 @@ import math
 import os
 import struct
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest
@@ -138,24 +139,26 @@ def test_json_of_several_reports_is_by_label(tmp_path):
     assert {label: list(report["layers"]) for label, report in content.items()} == {"none": ["a"], "lcw": ["b"]}
 
 
+@pytest.fixture(scope="module")
+def saved(analyzed, tmp_path_factory):
+    """Return a function of a format: the folder of a report whose figures have it."""
+    return cache(lambda figures: analyzed.save(tmp_path_factory.mktemp(figures), figures))
+
+
 @pytest.mark.parametrize(("figures", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
-def test_figures_are_saved_in_the_format_that_is_asked_for(figures, start, analyzed, tmp_path):
-    analyzed.save(tmp_path, figures)
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "analysis.json"]
+def test_figures_are_saved_in_the_format_that_is_asked_for(figures, start, saved):
+    files = [path for path in saved(figures).rglob("*") if path.is_file() and path.name != "analysis.json"]
     assert {path.suffix for path in files} == {f".{figures}"}
     assert all(path.read_bytes().startswith(start) for path in files)
 
 
-def test_text_in_figures_stays_text(analyzed, tmp_path):
-    for figures in ("svg", "pdf"):
-        analyzed.save(tmp_path, figures)
-    assert ">preactivation z</text>" in (tmp_path / "boxes/by_layer.svg").read_text()
-    assert b"/Type3" not in (tmp_path / "boxes/by_layer.pdf").read_bytes()
+def test_text_in_figures_stays_text(saved):
+    assert ">preactivation z</text>" in (saved("svg") / "boxes/by_layer.svg").read_text()
+    assert b"/Type3" not in (saved("pdf") / "boxes/by_layer.pdf").read_bytes()
 
 
-def test_pngs_have_the_resolution_of_print(analyzed, tmp_path):
-    analyzed.save(tmp_path)
-    with Image.open(tmp_path / "depth/shift_ratio.png") as picture:
+def test_pngs_have_the_resolution_of_print(saved):
+    with Image.open(saved("png") / "depth/shift_ratio.png") as picture:
         assert picture.size == (1050, 810)
 
 
@@ -165,12 +168,12 @@ def test_a_format_that_is_none_is_refused_before_anything_is_written(analyzed, t
     assert not (tmp_path / "new").exists()
 
 
-def test_figures_are_whole_pngs_and_nothing_else_is_left(analyzed, tmp_path):
-    analyzed.save(tmp_path)
-    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+def test_figures_are_whole_pngs_and_nothing_else_is_left(analyzed, saved):
+    folder = saved("png")
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     depth = {f"depth/{name}.png" for name in analyzed.statistics["0"]}
     assert files == {"analysis.json", "boxes/by_layer.png", "units/2.png", *depth}
-    for path in tmp_path.rglob("*.png"):
+    for path in folder.rglob("*.png"):
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])
         assert content.startswith(b"\x89PNG\r\n\x1a\n")
@@ -185,7 +188,7 @@ def test_a_report_of_numbers_that_are_not_finite_is_plotted(tmp_path):
     assert len(list(tmp_path.rglob("*.png"))) == 13
 
 
-def test_a_notebook_shows_the_printed_report_and_its_figures(analyzed, tmp_path):
+def test_a_notebook_shows_the_printed_report_and_its_figures(analyzed, saved):
     class Parts(HTMLParser):
         def __init__(self):
             super().__init__()
@@ -204,8 +207,8 @@ def test_a_notebook_shows_the_printed_report_and_its_figures(analyzed, tmp_path)
     parts = Parts()
     parts.feed(analyzed._repr_html_())
     assert parts.text.strip() == str(analyzed).strip()
-    saved = {str(path.relative_to(tmp_path).with_suffix("")) for path in analyzed.save(tmp_path).rglob("*.png")}
-    assert parts.images.keys() == saved
+    folder = saved("png")
+    assert parts.images.keys() == {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.png")}
     for source in parts.images.values():
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
 

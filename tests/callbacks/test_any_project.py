@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lcw_lightning import ConstraintCallback, ShiftMonitor, constrain, load_from_checkpoint
 from lcw_lightning.constraints.constrain import constrained_weights
+from tests.quick import quick
 
 both = pytest.mark.parametrize("lightning", ["lightning.pytorch", "pytorch_lightning"], indirect=True)
 
@@ -154,10 +155,10 @@ class Tokens(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-ORDERS = {"".join(str(place) for place in order): order for order in permutations(range(3))}
+ORDERS = {"".join(str(place) for place in order): (order,) for order in permutations(range(3))}
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("order", quick(["012", "210"], ORDERS))
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 2)], ids=["3d", "4d", "5d"])
 def test_inputs_of_many_dimensions_train_in_any_order_of_the_callbacks(
     shape, order, residual, ours, logged, make_trainer

@@ -17,6 +17,7 @@ from lcw_lightning import (
     minibatch_init_,
 )
 from lcw_lightning.constraints.constrain import constrained_weights
+from tests.quick import quick
 
 KINDS = ["lcw", "cwn", "wn", "sn"]
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +93,7 @@ def test_frozen_weights_stay_as_they_are_and_need_no_optimizer(kind, constrained
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@kinds
+@pytest.mark.parametrize("kind", quick(["lcw", "cwn"], KINDS))
 def test_resume_is_bit_exact_with_monitor_and_checkpoints(kind, make_project, make_trainer, loader, logged, tmp_path):
     def callbacks(run):
         saver = ModelCheckpoint(tmp_path / run, every_n_train_steps=3, save_top_k=-1)

@@ -141,6 +141,7 @@ def test_a_checkpoint_without_its_momentum_does_not_lead_to_the_same_end(make_ru
     assert differences(run.finish(), unbroken) == ["state_dict", "optimizer_states"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_exits_and_resumes(make_run, small):
     flags = [*small, "--trainer.max_epochs=40"]  # enough that it does not end before it is interrupted
     unbroken, run = make_run("unbroken", *flags).finish(), make_run("interrupted", *flags)

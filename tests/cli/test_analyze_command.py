@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lcw_lightning import MLP, Digits, ImageClassifier, analyze, constrain, minibatch_init_
+from lcw_lightning.analysis import report as report_module
 from lcw_lightning.checkpoints.record import save_record
 from lcw_lightning.cli import main
 
@@ -108,6 +109,12 @@ class Refuses:
 class Logger(Refuses, DummyLogger):
     pass
 '''
+
+
+@pytest.fixture(autouse=True)
+def _coarse_figures(monkeypatch):
+    """Figures fit for print take longer than the rest of the command; tests/analysis/test_report.py looks at them."""
+    monkeypatch.setattr(report_module, "DPI", 30)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from lcw_lightning import MLP, ImageClassifier
 from lcw_lightning.cli import main
 from lcw_lightning.constraints.constrain import constrained_weights
+from tests.quick import quick
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 kinds = pytest.mark.parametrize("kind", ["cwn", "wn", "sn"])
@@ -20,7 +21,7 @@ def checkpoint(version):
     return max(Path(f"lightning_logs/version_{version}/checkpoints").glob("*.ckpt"), key=lambda path: path.name)
 
 
-@kinds
+@pytest.mark.parametrize("kind", quick(["cwn"], ["cwn", "wn", "sn"]))
 def test_fit_resumes_bit_for_bit_and_exports_the_same_network(kind, lcw):
     flag = f"--constraint.kind={kind}"
     lcw("fit", flag)

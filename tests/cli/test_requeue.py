@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lcw_lightning.cli import main
 from tests.cli.slurm_job import variables
 from tests.conftest import CONFIG, QUIET, SMALL
+from tests.quick import quick
 
 SCRIPT = Path(__file__).with_name("slurm_job.py")
 EPOCH = 11  # batches
@@ -79,7 +80,7 @@ def unbroken(once, _no_command_line):
     return final(once("unbroken_run", fit), 0)
 
 
-@pytest.mark.parametrize(("step", "done", "status"), MOMENTS.values(), ids=MOMENTS)
+@pytest.mark.parametrize(("step", "done", "status"), quick(["in the second"], MOMENTS))
 def test_a_requeued_job_goes_on_by_itself_and_ends_as_one_that_was_not(step, done, status, job, unbroken, tmp_path):
     assert job(step=step) == status
     assert (tmp_path / "asked").read_text() == "requeue 17\n"

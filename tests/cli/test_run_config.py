@@ -8,6 +8,7 @@ import yaml
 
 from lcw_lightning.cli import main
 from lcw_lightning.cli.run_config import checkpoint_without_config, config_of_run
+from tests.quick import quick
 
 FLAGS = {
     "ckpt-alone": (["--ckpt_path", "a/b.ckpt"], "a/b.ckpt"),
@@ -69,7 +70,7 @@ COMMANDS = {
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", quick(["validate", "export", "fit"], COMMANDS))
 def test_every_command_takes_the_config_of_the_run_from_its_checkpoint(command, lcw, small_checkpoint):
     main([*command, "--ckpt_path", small_checkpoint])
     if command[0] == "fit":

@@ -16,6 +16,7 @@ from lcw_lightning.constraints.kinds import kind_of
 from lcw_lightning.initialization.minibatch import new_outcome, rescale_on_first_forward
 from lcw_lightning.weights.weight_ref import named_weights
 from tests.kinds import KINDS
+from tests.quick import quick
 
 FEATURES, HIDDEN = 6, 5
 SEQUENCES = list(torch.randn(12, 9, FEATURES, generator=torch.Generator().manual_seed(0)) + 0.5)
@@ -194,7 +195,7 @@ def test_upper_layers_see_what_dropout_leaves():
     torch.testing.assert_close(layer(BATCH)[0].double(), expected, atol=1e-5, rtol=0)  # these are the layer's masks
 
 
-@kinds
+@pytest.mark.parametrize("kind", quick(["none", "lcw"], KINDS))
 @pytest.mark.parametrize("make", [LAYERS["LSTM, projected both ways"], LAYERS["GRU"]], ids=["LSTM", "GRU"])
 def test_in_training_the_same_forward_computes_with_the_new_weights(make, kind):
     layer = make(FEATURES, HIDDEN)

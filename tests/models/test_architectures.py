@@ -62,7 +62,7 @@ OTHERS = {
     "transformer": (Transformer, (2, 7, 16)),
     "unet_3d": (UNet3d, (2, 2, 8, 8, 8)),
 }
-QUICK = {"alexnet", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", *OTHERS}
+QUICK = {"mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", *OTHERS}
 SIZES = {"alexnet": 224, "maxvit": 224, "vit": 224, "inception": 299}
 
 

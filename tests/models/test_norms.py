@@ -12,6 +12,7 @@ from lcw_lightning.constraints.constrain import constrained_weights
 from lcw_lightning.models.norms import normed_activation
 from lcw_lightning.observation.hooks import observe
 from lcw_lightning.weights.weight_ref import named_weights
+from tests.quick import quick
 
 ORDERS = {
     "none": ["activation"],
@@ -159,7 +160,7 @@ def test_channels_last_passes_through_every_layer(make, kind):
 
 
 @networks
-@kinds
+@pytest.mark.parametrize("kind", quick(["lcw"], KINDS))
 def test_a_compiled_network_is_one_graph_with_the_same_outputs_and_gradients(make, kind):
     network = make(norm="layer", **without_dropout(make))
     constrain(network, kind)

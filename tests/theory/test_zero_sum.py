@@ -4,7 +4,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from lcw_lightning.theory.zero_sum import embed_zero_sum, project_zero_sum, zero_sum_coordinates
 
-FAN_INS = [2, 3, 64, 4608]
+FAN_INS = [2, 3, 64, pytest.param(4608, marks=pytest.mark.slow)]
 
 
 def basis(fan_in: int) -> torch.Tensor:
