@@ -52,8 +52,8 @@ class PreactivationMoments(NamedTuple):
 
 def preactivation_moments(z: Tensor, channel_dim: int, by_unit: bool) -> PreactivationMoments:
     """Return moments of a layer's output over samples and positions, of each unit or of all units together."""
-    number, total, squares, _ = ChannelSums.of(z.detach(), z.shape[channel_dim], channel_dim, count_zeros=False)
-    sums = torch.stack((torch.full_like(total, number), total, squares))
+    found = ChannelSums.of(z.detach(), z.shape[channel_dim], channel_dim, count_zeros=False)
+    sums = torch.stack((torch.full_like(found.total, found.number), found.total, found.squares))
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sums)
     if not by_unit:

@@ -30,10 +30,23 @@ class ChannelSums(NamedTuple):
 
     number: int
     """Number of values per channel."""
-    total: Tensor
-    squares: Tensor
-    zeros: Tensor
-    """Number of exact zeros."""
+    sums: Tensor
+    """Of values, of their squares, and the number of exact zeros, shape ``(3, channels)``."""
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the values."""
+        return self.sums[0]
+
+    @property
+    def squares(self) -> Tensor:
+        """Sum of their squares."""
+        return self.sums[1]
+
+    @property
+    def zeros(self) -> Tensor:
+        """Number of exact zeros."""
+        return self.sums[2]
 
     @classmethod
     def of(
@@ -54,24 +67,38 @@ class ChannelSums(NamedTuple):
         """
         if channel_dim == -1 and values.shape[-1] % num_channels == 0:  # otherwise the layer raises
             values = values.reshape(-1, num_channels)
-        values, others = split_channels(values, channel_dim)
         scratch = Scratch() if scratch is None else scratch
-        longest = max(others, key=values.shape.__getitem__)
-        largest = min(_LARGEST_COPY, _LARGEST_CACHED if values.is_cpu else _LARGEST_COPY)
-        if values.numel() > largest and values.shape[longest] > 1:
-            halves = values.chunk(2, longest)
-            first, second = (cls.of(half, num_channels, channel_dim, count_zeros, scratch) for half in halves)
-            return first.plus(second)
-        precise = scratch.like(values, torch.float64).copy_(values)
-        total, squares = _sum(precise, others, scratch), _sum(precise.square_(), others, scratch)
-        # As float64, since torch is slow with booleans, and autocast rounds counts in float32.
-        zeros = _sum(torch.eq(values, 0, out=precise), others, scratch) if count_zeros else torch.zeros_like(total)
-        return cls(values.numel() // num_channels, total, squares, zeros)
+        if values.numel() > (min(_LARGEST_CACHED, _LARGEST_COPY) if values.is_cpu else _LARGEST_COPY):
+            longest = max(split_channels(values, channel_dim)[1], key=values.shape.__getitem__)
+            if values.shape[longest] > 1:
+                halves = values.chunk(2, longest)
+                first, second = (cls.of(half, num_channels, channel_dim, count_zeros, scratch) for half in halves)
+                return first.plus(second)
+        sums_of = _sums_of_rows if values.dim() == 2 and channel_dim == -1 else _sums_of_positions
+        return cls(values.numel() // num_channels, sums_of(values, channel_dim, count_zeros, scratch))
 
     def plus(self, other: "ChannelSums") -> "ChannelSums":
         """Return the sums over the values of both."""
-        total, squares, zeros = (one + another for one, another in zip(self[1:], other[1:], strict=True))
-        return ChannelSums(self.number + other.number, total, squares, zeros)
+        return ChannelSums(self.number + other.number, self.sums + other.sums)
+
+
+def _sums_of_rows(values: Tensor, _: int, count_zeros: bool, scratch: Scratch) -> Tensor:
+    # By products, since a reduction would start torch's threads, which takes longer than summing a batch of vectors.
+    precise = scratch.like(values, torch.float64).copy_(values)
+    ones, sums = scratch.ones(precise), precise.new_zeros(3, values.shape[1])
+    torch.mm(ones, precise, out=sums[:1])
+    torch.mm(ones, precise.square_(), out=sums[1:2])
+    if count_zeros:  # as float64, since torch is slow with booleans, and autocast rounds counts in float32
+        torch.mm(ones, torch.eq(values, 0, out=precise), out=sums[2:])
+    return sums
+
+
+def _sums_of_positions(values: Tensor, channel_dim: int, count_zeros: bool, scratch: Scratch) -> Tensor:
+    values, others = split_channels(values, channel_dim)
+    precise = scratch.like(values, torch.float64).copy_(values)
+    total, squares = precise.sum(others), precise.square_().sum(others)
+    zeros = torch.eq(values, 0, out=precise).sum(others) if count_zeros else torch.zeros_like(total)
+    return torch.stack((total, squares, zeros))
 
 
 class NetworkMoments(Metric):
@@ -112,12 +139,11 @@ class NetworkMoments(Metric):
 
     def update(self, sums: Mapping[tuple[str, Series], ChannelSums]) -> None:
         """Add sums, by layer and series."""
-        nothing = torch.zeros_like(self.totals[0])
-        parts = [sums[key] if key in sums else (0, *[nothing[cols]] * 3) for key, cols in self.columns.items()]
-        numbers, *rows = zip(*parts, strict=True)
+        nothing = torch.zeros_like(self.totals[1:])
+        parts = [sums[key] if key in sums else (0, nothing[:, columns]) for key, columns in self.columns.items()]
+        numbers, parts_of_totals = zip(*parts, strict=True)
         self.totals[0] += torch.tensor(numbers, device=nothing.device).repeat_interleave(self.widths)
-        for number, row in enumerate(rows, start=1):
-            self.totals[number] += torch.cat(row)
+        self.totals[1:] += torch.cat(parts_of_totals, dim=1)
 
     def compute(self) -> Tensor:
         """Return count, mean, variance and fraction of zeros of each channel, shape ``(4, columns)``.
@@ -141,14 +167,6 @@ class NetworkMoments(Metric):
     def widths_of(self, series: Series) -> Tensor:
         """Return the number of columns of each layer in a series."""
         return self.widths.view(len(get_args(Series)), -1)[get_args(Series).index(series)]
-
-
-def _sum(values: Tensor, dims: list[int], scratch: Scratch) -> Tensor:
-    """Return the sum over all dimensions except one."""
-    if values.dim() == 2 and dims == [0]:
-        # A reduction would start torch's threads, which takes longer than summing a batch of vectors.
-        return torch.mm(scratch.ones(values), values).squeeze(0)
-    return values.sum(dims)
 
 
 def sizes_of(layers: Mapping[str, ObservedLayer]) -> dict[str, dict[Series, int]]:

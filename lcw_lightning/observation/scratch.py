@@ -21,26 +21,30 @@ class Scratch:
         self._memory: dict[torch.dtype, Tensor] = {}
         self._tensors: dict[object, Tensor] = {}
 
-    @torch.inference_mode(False)  # else a later sample could not write to it
     def like(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a tensor of this dtype, in the shape and layout of ``values``, of any content."""
         if not _is_plain(values):
             return torch.empty_like(values, dtype=dtype)
         key = dtype, values.shape, values.stride()
-        if key not in self._tensors:
-            layout = torch.empty_like(values, dtype=dtype, device="meta")  # dense, where values are expanded
-            self._keep(key, self._at_least(layout.numel(), dtype).as_strided(layout.shape, layout.stride()))
-        return self._tensors[key]
+        return self._tensors[key] if key in self._tensors else self._like(key, values, dtype)
 
-    @torch.inference_mode(False)
     def ones(self, values: Tensor) -> Tensor:
         """Return a row of as many ones as ``values`` has rows, in its dtype; do not write to it."""
         if not _is_plain(values):
             return values.new_ones(1, values.shape[0])
         key = values.dtype, values.shape[0]
-        if key not in self._tensors:
-            self._keep(key, values.new_ones(1, values.shape[0]))
-        return self._tensors[key]
+        return self._tensors[key] if key in self._tensors else self._ones(key, values)
+
+    # In inference mode a later sample could not write to new memory. To leave the mode takes longer than to look up.
+
+    @torch.inference_mode(False)
+    def _like(self, key: object, values: Tensor, dtype: torch.dtype) -> Tensor:
+        layout = torch.empty_like(values, dtype=dtype, device="meta")  # dense, where values are expanded
+        return self._keep(key, self._at_least(layout.numel(), dtype).as_strided(layout.shape, layout.stride()))
+
+    @torch.inference_mode(False)
+    def _ones(self, key: object, values: Tensor) -> Tensor:
+        return self._keep(key, values.new_ones(1, values.shape[0]))
 
     def _at_least(self, number: int, dtype: torch.dtype) -> Tensor:
         if dtype not in self._memory or self._memory[dtype].numel() < number:
@@ -48,10 +52,11 @@ class Scratch:
             self._memory[dtype] = torch.empty(number, dtype=dtype, device="cpu")
         return self._memory[dtype]
 
-    def _keep(self, key: object, tensor: Tensor) -> None:
+    def _keep(self, key: object, tensor: Tensor) -> Tensor:
         if len(self._tensors) == _MOST:
             self._tensors.clear()
         self._tensors[key] = tensor
+        return tensor
 
 
 def _is_plain(values: Tensor) -> bool:

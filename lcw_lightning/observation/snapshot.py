@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lcw_lightning.observation.built_weights import built_weights
 from lcw_lightning.observation.hooks import Quantity, observe
@@ -162,8 +163,7 @@ class Snapshot:
         if name not in self.facts:
             self.facts[name] = WeightFacts.of(layer, units)
         projected = _products(layer.input_units(units), layer.expand_to_fan_in(sums.total)).double()
-        unknown = torch.zeros_like(projected)
-        return ChannelSums(sums.number, projected, squares=unknown, zeros=unknown)
+        return ChannelSums(sums.number, pad(projected.unsqueeze(0), (0, 0, 0, 2)))  # the other sums are unknown
 
     def _add(self, name: str, series: Series, sums: ChannelSums) -> None:
         before = self.sums.get((name, series))

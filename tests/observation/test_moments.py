@@ -61,7 +61,7 @@ def test_a_tensor_that_is_summed_in_parts_has_the_same_sums(shape, num_channels,
     values = torch.relu(torch.randn(shape))
     with Float64Sizes() as sizes:
         sums = ChannelSums.of(values, num_channels, channel_dim)
-    assert sizes.largest <= max(8, num_channels)
+    assert sizes.largest <= max(8, 3 * num_channels)  # the sums
     check(sums, values, num_channels, channel_dim)
 
 
