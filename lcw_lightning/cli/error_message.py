@@ -41,6 +41,10 @@ TRANSLATIONS = {
     r"`ModelCheckpoint\(monitor='([^']*)'\)` could not find the monitored key in the returned metrics: (\[.*\])": (
         "ModelCheckpoint has no metric {0} to monitor; logged are {1}."
     ),
+    r"Weights only load failed.*GLOBAL (\S+)": (  # as read_checkpoint says of a local file
+        "the checkpoint holds {0}, which is more than tensors and plain values and may run code, so it was not loaded. "
+        "If you trust the file, load it with --weights_only=false."
+    ),
     r"cannot assign '(\w+)' as child module '(\w+)'": (
         "'{1}' must be a module, got a {0}. If it comes from constrain(network): that changes the network in place and "
         "returns the names of its weights, so it is called without an assignment."

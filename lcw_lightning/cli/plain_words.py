@@ -54,7 +54,7 @@ def in_one_sentence(message: str, flags: Iterable[str] = ()) -> str:
     given = re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", found[1] if found else "").strip("'")
     lines = [_PLACE.sub("", _NO_REASON.sub("", line)) for line in lines]
     reasons = _most_telling([line for line in lines if line and not _FRAME.match(line)])
-    reason = _no_option(message) or "; ".join(dict.fromkeys(map(_reason, reasons))) or "not accepted"
+    reason = _no_option(message) or _joined([*dict.fromkeys(map(_reason, reasons))]) or "not accepted"
     is_said = not given or given.startswith(_NAMESPACES) or f"class {given}" in reason
     return f"{flag_in(message)}{reason}{'' if is_said else f'; got {given!r}'}"
 
@@ -121,6 +121,12 @@ _COMMANDS: dict[str, Callable[..., str]] = {
 """What jsonargparse says of a command, and what is said instead."""
 
 
+def _joined(reasons: Sequence[str]) -> str:
+    if all(reason.startswith("expected ") for reason in reasons):
+        return "expected " + " or ".join(reason.removeprefix("expected ") for reason in reasons) if reasons else ""
+    return "; ".join(reasons)
+
+
 def _no_option(message: str) -> str:
     """Return that a class has no such argument, and which it has; an empty string for other messages."""
     if not (found := next(filter(None, (re.search(pattern, message) for pattern in _NO_OPTION)), None)):
@@ -143,6 +149,9 @@ _REASONS = {
         "{0!r} is no config; the settings of a group have flags of their own, which --help lists"
     ),
     r"Not of type \w+: (.*) does not conform to restriction v(.*?)\.?$": "expected a number {1}; got {0!r}",
+    r".*Expected '(.*)' to be a function that returns (?:<class '(?:[\w.]*\.)?)?(\w+).*$": (
+        "{0} is no class, nor a function that returns a {1}"
+    ),
     r"(Option 'init_args\..*?)\.?$": "{0}; in a config it is indented too little, or too far",
 }
 """Why jsonargparse does not take a value, and what is said instead."""

@@ -1,5 +1,6 @@
 """What jsonargparse says in a dozen lines becomes one sentence, which names the flag and what is near."""
 
+import lightning.pytorch.callbacks  # noqa: F401  # a near name is looked for in what is imported
 import pytest
 
 from lcw_lightning.cli.plain_words import in_one_sentence
@@ -73,6 +74,10 @@ SENTENCES = {
     "misspelt command": (
         "argument subcommand: invalid choice: 'fitt' (choose from 'fit', 'test')",
         "there is no command 'fitt', near it is 'fit'; there are fit, validate, test, predict, export, analyze",
+    ),
+    "number or one of several words": (
+        UNION.format("Expected a <class 'int'>", "") + "\n    - Expected a typing.Literal['16-true', '32-true']",
+        "--model: expected an int or one of '16-true', '32-true'",
     ),
     "word for a number": (UNION.format(RATE, "fast"), "--model.optimizer.lr: expected a float; got 'fast'"),
     "argument of a function": (

@@ -7,14 +7,14 @@ from tools.readme import head, made_on, rounded, row, unique
 from tools.reproduce.paper.report import epochs
 from tools.reproduce.sparse.grid import PAPER_TABLE_2, Method
 
-FAILED = 0.2  # a run failed if its test accuracy is lower; chance is 0.1
+NEAR_CHANCE = 0.2  # in test accuracy; chance is 0.1
 TITLES = {
     "sparse_mlp100": "100 layers x 300 units on MNIST",
     "sparse_cnn50": "50 convolutions x 300 channels on CIFAR-10",
 }
 HEAD = head(
     *("activation", "sparsity", "V'(q*)", "weights", "rate", "seeds", "epochs", "train loss", "test accuracy"),
-    *("measured sparsity", "failed", "paper's accuracy", "paper's sparsity"),
+    *("measured sparsity", "not finite", "near chance", "paper's accuracy", "paper's sparsity"),
 )
 
 
@@ -39,15 +39,18 @@ class Chosen:
         return [record["epochs"][quantity][-1] for record in self.records]
 
     @property
-    def failures(self) -> int:
-        """The number of runs that diverged or stayed near chance."""
-        accuracies = self.last("test/accuracy")
-        return sum(
-            record["diverged"] or accuracy < FAILED for record, accuracy in zip(self.records, accuracies, strict=True)
-        )
+    def not_finite(self) -> int:
+        """The number of runs whose loss became infinite or nan."""
+        return sum(record["diverged"] for record in self.records)
+
+    @property
+    def near_chance(self) -> int:
+        """The number of the other runs that stayed near chance."""
+        finite = [record for record in self.records if not record["diverged"]]
+        return sum(record["epochs"]["test/accuracy"][-1] < NEAR_CHANCE for record in finite)
 
 
-def tables(methods: list[Chosen], rates: list[float], select_epochs: int, clipping: bool = True) -> str:
+def tables(methods: list[Chosen], rates: list[float], clipping: bool = True) -> str:
     """Return a Markdown table for each network, and what made it; results/sparse.md says how to read it."""
     parts = []
     for network in unique(chosen.network for chosen in methods):
@@ -57,12 +60,27 @@ def tables(methods: list[Chosen], rates: list[float], select_epochs: int, clippi
     grid = ", ".join(f"{rate:g}" for rate in rates)
     edge = sum(chosen.rate in (rates[0], rates[-1]) for chosen in methods)
     caption = (
-        f"{'' if clipping else 'Gradients are not clipped. '}Learning rates: of {grid}, chosen after {select_epochs} "
-        f"epoch{'s' * (select_epochs > 1)} of seed 0. "
+        f"{'' if clipping else 'Gradients are not clipped. '}Learning rates: of {grid}, chosen in 1 epoch of seed 0. "
         f"For {edge} of {len(methods)} methods it is the lowest or the highest of the grid."
     )
     records = [record for chosen in methods for record in chosen.records]
     return "\n".join([*parts, f"{caption} Made on {made_on(records)}"])
+
+
+def rates_table(first: dict[tuple[str, Method], list[dict]], rates: list[float]) -> str:
+    """Return a Markdown table of the test accuracies at every rate.
+
+    Args:
+        first: For each network and method the records of the runs that chose the rate, in the order of ``rates``.
+        rates: The grid.
+    """
+    lines = head("activation", "sparsity", "weights", *(f"{rate:g}" for rate in rates))
+    for (_, method), records in first.items():
+        cells = [f"{record['epochs']['test/accuracy'][-1]:.3f}{'*' * record['diverged']}" for record in records]
+        lines.append(row(method.activation, f"{method.sparsity:g}", "LCW" if method.lcw else "plain", *cells))
+    caption = "Test accuracy after 1 epoch of seed 0, by rate; * the loss became infinite or nan."
+    made = made_on([record for records in first.values() for record in records])
+    return "\n".join([*lines, "", f"{caption} Made on {made}"])
 
 
 def line(chosen: Chosen) -> str:
@@ -76,7 +94,7 @@ def line(chosen: Chosen) -> str:
         rounded(statistics.mean(losses), 3) if losses else "diverged",
         f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f} to {max(accuracies):.3f})",
         f"{statistics.mean(sparsities):.3f}",
-        f"{chosen.failures} of {len(records)}",
+        *(f"{number} of {len(records)}" for number in (chosen.not_finite, chosen.near_chance)),
         *paper(chosen.network, method),
     )
 

@@ -85,18 +85,24 @@ def test_the_report_says_what_the_jsons_say(digits, tmp_path, capsys):
     store("ReLU_tau_0.8", (0.5, 0.6, 0.7), [])  # chosen, but not trained yet
     marker = "<!-- sparse_2epochs: made by python -m tools.reproduce -->\n"
     readme.README.write_text(f"{marker}<!-- /sparse_2epochs -->\n")
-    flags = ["--rates", "0.1", "0.001", "0.01", "--select-epochs=1", "--epochs=2"]
+    flags = ["--rates", "0.1", "0.001", "0.01", "--epochs=2"]
 
     reproduce.main([*digits, *flags, "--report"])
     said = capsys.readouterr().out
-    lines = [line for line in said.splitlines() if line.startswith(("| ReLU_tau", "| ST", "| C"))]
+    tables = said.split("| activation | sparsity |")[1:]
+    lines, rates = ([line for line in table.splitlines() if line.startswith("| ReLU_tau")] for table in tables)
+    assert rates == [
+        "| ReLU_tau | 0.6 | plain | 0.500 | 0.900* | 0.900* |",
+        "| ReLU_tau | 0.6 | LCW | 0.500 | 0.600 | 0.900* |",
+        "| ReLU_tau | 0.7 | plain | 0.900* | 0.900* | 0.900* |",
+    ]
     assert [line.removeprefix("| ReLU_tau | ") for line in lines] == [
-        "0.6 | 1.00 | plain | 0.001 | 2 | 1, 2 | 4e5 | 0.149 (0.098 to 0.199) | 0.350 | 2 of 2 | - | - |",
-        "0.6 | 0.72 | LCW | 0.01 | 3 | 2 | 0.300 | 0.920 (0.900 to 0.940) | 0.650 | 0 of 3 | - | - |",
-        "0.7 | 1.00 | plain | 0.001 | 1 | 1 | diverged | 0.098 (0.098 to 0.098) | 0.000 | 1 of 1 | - | - |",
+        "0.6 | 1.00 | plain | 0.001 | 2 | 1, 2 | 4e5 | 0.149 (0.098 to 0.199) | 0.350 | 1 of 2 | 1 of 2 | - | - |",
+        "0.6 | 0.72 | LCW | 0.01 | 3 | 2 | 0.300 | 0.920 (0.900 to 0.940) | 0.650 | 0 of 3 | 0 of 3 | - | - |",
+        "0.7 | 1.00 | plain | 0.001 | 1 | 1 | diverged | 0.098 (0.098 to 0.098) | 0.000 | 1 of 1 | 0 of 1 | - | - |",
     ]
     assert "Learning rates: of 0.001, 0.01, 0.1" in said
-    assert "after 1 epoch of seed 0" in said
+    assert "chosen in 1 epoch of seed 0" in said
     assert "For 2 of 3 methods it is the lowest or the highest of the grid." in said
     assert lines[1] in readme.README.read_text()
 
@@ -112,7 +118,7 @@ def test_methods_are_chosen_by_globs_and_shares_are_whole_methods(tmp_path, caps
         stages.methods(["*+LCW", "ReLU_0.6"])
 
     for name in names:
-        for epochs in (2, None):
+        for epochs in (1, None):
             for seed in (0, 1, 2):
                 run = stages.at(("sparse_mlp100", name), 0.1, epochs, seed)
                 write(tmp_path, run, finished())
@@ -122,22 +128,22 @@ def test_methods_are_chosen_by_globs_and_shares_are_whole_methods(tmp_path, caps
         reproduce.main(["sparse", *flags, "--methods", *names])
         out = capsys.readouterr().out
         assert out.count("there already") == 4 * len(re.findall("^. ReLU|^. CST", out, re.MULTILINE))
-        shown += re.findall(r"\] sparse_mlp100_mnist_(\S*)_lr0.1_2epochs_seed0", out)
+        shown += re.findall(r"\] sparse_mlp100_mnist_(\S*)_lr0.1_1epochs_seed0", out)
     assert sorted(shown) == sorted(name.lower() for name in names)
 
 
 def test_both_stages_run_once_and_a_run_that_diverges_ends(digits, tmp_path, capfd):
-    flags = ["--methods=ReLU_tau_0.6+LCW", "--rates", "1e30", "0.03", "--select-epochs=2", "--epochs=2", "--seeds=0"]
+    flags = ["--methods=ReLU_tau_0.6+LCW", "--rates", "1e30", "0.03", "--epochs=2", "--seeds=0"]
     reproduce.main([*digits, *flags, "--device", "cpu", "cpu"])
     said = capfd.readouterr().out
     records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
-    good, bad = (records[f"mlp_digits_relu_tau_0.6+lcw_lr{rate}_2epochs_seed0"] for rate in ("0.03", "1e+30"))
-    assert len(records) == 2
+    name = "mlp_digits_relu_tau_0.6+lcw"
+    good, bad = records[f"{name}_lr0.03_2epochs_seed0"], records[f"{name}_lr1e+30_1epochs_seed0"]
+    assert len(records) == 3
     assert (good["diverged"], len(good["seconds"])) == (False, 2)
     assert (bad["diverged"], len(bad["seconds"])) == (True, 1)
     assert good["epochs"]["test/accuracy"][-1] > 0.5
     assert all(0.5 < fraction < 0.7 for fraction in good["epochs"]["test/sparsity"])
-    assert said.count("there already") == 1  # the second stage's run is one of the first's
     assert "| ReLU_tau | 0.6 | 0.72 | LCW | 0.03 | 1 | 2 |" in said
     assert not any((tmp_path / "out" / "unfinished").iterdir())
 
