@@ -97,7 +97,11 @@ MISTAKES = {
         2,
         ["--trainer.callbacks: there is no class EarlyStoping, near it is lightning.pytorch.callbacks.EarlyStopping"],
     ),
-    "precision": (["--trainer.precision=half"], 2, ["--trainer.precision: expected an int or one of 'transformer-engine'"]),
+    "precision": (
+        ["--trainer.precision=half"],
+        2,
+        ["--trainer.precision: expected an int or one of 'transformer-engine'"],
+    ),
 }
 
 

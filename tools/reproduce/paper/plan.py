@@ -9,17 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import torch
+
 from tools.readme import head, row
 from tools.reproduce.runs import Run, recorded, settings, train
 
 STEPS = 390  # an epoch of CIFAR's 50,000 images in batches of 128
 EPOCHS = 3  # that are measured, short ones: the first also compiles
 SHORT = 100  # training steps of such an epoch, with a fifth as many batches of validation, which is CIFAR's proportion
-MEASURED = (
-    f"--trainer.max_epochs={EPOCHS}",
-    f"--trainer.limit_train_batches={SHORT}",
-    f"--trainer.limit_val_batches={SHORT // 5}",
-)
+SHORT_ON_CPU = 5  # where a step takes seconds
 
 
 class Pace(NamedTuple):
@@ -55,6 +53,7 @@ def plan(runs: list[Run], arguments: argparse.Namespace) -> None:
             continue
         key = run.network, run.method  # data sets differ in the logits alone
         if key not in paces:
+            print(f"measuring {run.network}, {run.method}", flush=True)
             paces[key] = measure(run, arguments.device[0], arguments.data_dir)
         cells.append(Cell(run.name, epochs_left(run, arguments.output, arguments.epochs), paces[key]))
     print(table(cells, arguments.minutes, len(arguments.device)))
@@ -62,17 +61,21 @@ def plan(runs: list[Run], arguments: argparse.Namespace) -> None:
 
 def measure(run: Run, device: str, data_dir: Path | None) -> Pace:
     """Train for a few short epochs in a process of its own; return the pace."""
-    run = replace(run, flags=[*run.flags, *MEASURED], variant=f"{run.variant}_measured")
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    steps = SHORT_ON_CPU if on_cpu else SHORT
+    flags = [f"--trainer.max_epochs={EPOCHS}", f"--trainer.limit_train_batches={steps}"]
+    flags += [f"--trainer.limit_val_batches={steps // 5}"]
+    run = replace(run, flags=[*run.flags, *flags], variant=f"{run.variant}_measured")
     with TemporaryDirectory() as folder:
         begin = time.perf_counter()
         record = train(run, Path(folder), device, data_dir)
-        return pace(time.perf_counter() - begin, record["seconds"])
+        return pace(time.perf_counter() - begin, record["seconds"], steps)
 
 
-def pace(whole: float, seconds: list[float]) -> Pace:
-    """Return the pace from the seconds of a measured run and of its epochs."""
+def pace(whole: float, seconds: list[float], steps: int) -> Pace:
+    """Return the pace from the seconds of a measured run and of its epochs of so many steps."""
     epoch = statistics.median(seconds[1:] or seconds)
-    return Pace(start=whole - len(seconds) * epoch, step=epoch / SHORT)
+    return Pace(start=whole - len(seconds) * epoch, step=epoch / steps)
 
 
 def epochs_left(run: Run, output: Path, epochs: int | None) -> int:

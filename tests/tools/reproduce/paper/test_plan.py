@@ -19,7 +19,7 @@ def test_a_run_takes_its_start_and_390_steps_an_epoch():
 
 def test_the_pace_is_that_of_later_epochs_and_the_rest_is_the_start():
     # 100 steps an epoch; the first epoch compiles for 9 s, and 5 s pass before it.
-    found = pace(whole=5 + 10 + 1 + 1, seconds=[10.0, 1.0, 1.0])
+    found = pace(whole=5 + 10 + 1 + 1, seconds=[10.0, 1.0, 1.0], steps=100)
     assert found == pytest.approx((14.0, 1 / 100))
     assert found.start + 3 * 100 * found.step == pytest.approx(17)
 
