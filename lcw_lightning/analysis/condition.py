@@ -74,9 +74,10 @@ def _gate_shift(snapshot: Snapshot) -> dict[str, float]:
 
 
 def _coverage(plan: Plan) -> dict[str, Any]:
-    unknown = {row.name: row.numbers for row in plan.rows if row.ref is None and row.obstacle != EXCLUDED}
-    seen = sum(row.numbers for row in plan.rows if row.ref is not None and row.obstacle != EXCLUDED)
-    return {"unknown": list(unknown), "seen_share": seen / (seen + sum(unknown.values())) if unknown else 1.0}
+    rows = [row for row in plan.rows if row.obstacle != EXCLUDED]
+    unseen, seen = (sum(row.numbers for row in rows if (row.ref is None) == is_unseen) for is_unseen in (True, False))
+    unknown = {row.name: row.obstacle for row in rows if row.ref is None}
+    return {"unknown": unknown, "seen_share": seen / (seen + unseen) if unknown else 1.0}
 
 
 def _sums_to_zero(layer: ObservedLayer) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lcw_lightning.analysis.findings import RESCALE, Condition, Finding, Statistics
 from lcw_lightning.observation.statistics import Statistic
-from lcw_lightning.weights.selection import listed
+from lcw_lightning.weights.selection import by_reason, listed
 
 __all__ = ["left_out", "no_gradient", "no_signal", "not_finite", "without_signal"]
 
@@ -109,9 +109,8 @@ def left_out(statistics: Statistics, condition: Condition) -> Iterator[Finding]:
         )
     if condition.seen_share < MOST:
         yield Finding(
-            f"Only {100 * condition.seen_share:.3g} % of the numbers in the network's matrices are seen: "
-            f"{listed(condition.unknown)} belong to layers of unknown type.",
-            ("make the layer type known: register_layer_type(SomeLayer)",),
+            f"Only {100 * condition.seen_share:.3g} % of the numbers in the network's matrices are seen, not those of "
+            f"{by_reason(condition.unknown)}."
         )
     reached = [layer for layer, row in statistics.items() if Statistic.GRADIENT_STD in row]
     known = {*reached, *condition.frozen, *condition.by_states}

@@ -1,6 +1,7 @@
 """The parts of a report: statistics, the condition of the layers, findings, and advice that several findings give."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 __all__ = ["CONSTRAIN", "Condition", "Finding", "RESCALE", "Statistics"]
@@ -36,8 +37,8 @@ class Condition(NamedTuple):
     """Number of values of dL/dz, over channels, samples and positions."""
     gate_shift: Mapping[str, float] = {}
     """The largest shift ratio among the gates of a recurrent layer, by layer; its own one is that of its states."""
-    unknown: Sequence[str] = ()
-    """Matrices in layers of unknown type, which are not seen."""
+    unknown: Mapping[str, str] = MappingProxyType({})
+    """Why matrices are not seen, by name, such as those in layers of unknown type."""
     seen_share: float = 1.0
     """Part of the numbers in the chosen matrices that layers of known type hold."""
 

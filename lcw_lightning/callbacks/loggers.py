@@ -55,7 +55,10 @@ def takes(logger: Logger) -> set[str]:
 
 
 def say_what_is_not_taken(loggers: Sequence[Logger], wanted: Sequence[str]) -> None:
-    """Say what each logger is not given of what is wanted, or that there is no logger; fast_dev_run has no other."""
+    """Say what each logger is not given of what is wanted, or that there is no logger.
+
+    Nothing is said of the DummyLogger that Lightning makes for ``fast_dev_run``.
+    """
     if not loggers:
         rank_zero_info("ShiftMonitor: without a logger it gives callbacks the metrics shift/..., and nothing else.")
     for logger in loggers:

@@ -19,7 +19,7 @@ def main(args: "ArgsType" = None) -> None:
     """Run ``lcw``, as :func:`lcw_lightning.cli.app.main` does; ``lcw --version`` does not import torch."""
     try:
         _run(args)
-    except KeyboardInterrupt:  # while torch is imported; later on, ends_in_one_message says more
+    except KeyboardInterrupt:  # outside of ends_in_one_message, such as while torch is imported
         sys.stderr.write("lcw: ended by Ctrl-C\n")
         sys.exit(128 + signal.SIGINT)
 

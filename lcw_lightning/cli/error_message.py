@@ -41,10 +41,6 @@ TRANSLATIONS = {
     r"`ModelCheckpoint\(monitor='([^']*)'\)` could not find the monitored key in the returned metrics: (\[.*\])": (
         "ModelCheckpoint has no metric {0} to monitor; logged are {1}."
     ),
-    r"Weights only load failed.*GLOBAL (\S+)": (  # as read_checkpoint says of a local file
-        "the checkpoint holds {0}, which is more than tensors and plain values and may run code, so it was not loaded. "
-        "If you trust the file, load it with --weights_only=false."
-    ),
     r"cannot assign '(\w+)' as child module '(\w+)'": (
         "'{1}' must be a module, got a {0}. If it comes from constrain(network): that changes the network in place and "
         "returns the names of its weights, so it is called without an assignment."
@@ -69,7 +65,8 @@ def message_of(error: BaseException) -> str:
     """
     message = re.sub(r"\[Errno \d+\] ", "", str(error)) or type(error).__name__
     message = in_one_sentence(message) if "Does not validate against" in message else message
-    return describe_failing_layer(error) or _of_the_system(error) or _translated(message) or _of_code(error) or message
+    whose = (_of_the_system(error), _translated(message), _of_checkpoint(error), _of_code(error))
+    return describe_failing_layer(error) or next(filter(None, whose), message)
 
 
 def _of_the_system(error: BaseException) -> str:
@@ -89,16 +86,30 @@ def _translated(message: str) -> str:
     return ""
 
 
+def _of_checkpoint(error: BaseException) -> str:
+    """Return why a checkpoint cannot be restored; an empty string for errors that come from elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    restores = ["checkpoint_connector" in frame.filename for frame in frames]  # Lightning's file
+    if not any(restores) or restores[-1] or not _is_installed(frames[-1].filename):
+        return ""
+    if found := re.search(r"Weights only load failed.*GLOBAL (\S+)", str(error), re.DOTALL):
+        return (  # as read_checkpoint says of a local file
+            f"the checkpoint holds {found[1]}, which is more than tensors and plain values and may run code, so it was "
+            "not loaded. If you trust the file, load it with --weights_only=false."
+        )
+    if isinstance(error, PYTHONS) or type(error).__name__ == "InvalidVersion":
+        said = f"{type(error).__name__}: {error}"
+        return f"the checkpoint cannot be restored ({said}): it is broken; take another one of the run."
+    return ""
+
+
 def _of_code(error: BaseException) -> str:
     """Return where code met an error of Python's, whose words alone say little; an empty string for other errors."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames or not (isinstance(error, PYTHONS) or type(error).__name__ == "InvalidVersion"):
+    if not frames or not isinstance(error, PYTHONS):
         return ""
-    said, last = f"{type(error).__name__}: {error}", frames[-1].filename
-    restores = ["checkpoint_connector" in frame.filename for frame in frames]  # Lightning's file
-    if any(restores) and not restores[-1] and _is_installed(last):
-        return f"the checkpoint cannot be restored ({said}): it is broken; take another one of the run."
-    if not str(error) or _PACKAGE in Path(last).parents:
+    said = f"{type(error).__name__}: {error}"
+    if not str(error) or _PACKAGE in Path(frames[-1].filename).parents:
         return ""
     users = [frame for frame in frames if not _is_installed(frame.filename)]
     return f"{said} ({users[-1].filename}, line {users[-1].lineno})" if users else said

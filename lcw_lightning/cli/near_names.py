@@ -4,7 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from types import ModuleType
 from typing import cast
 
@@ -54,13 +54,28 @@ def near_class(path: str) -> str:
 
 
 def options_of(path: str) -> list[str]:
-    """Return the names of the arguments of a class or function.
+    """Return the names of the arguments of a class or function, those among its parents' that it hands on too.
+
+    If not all of them can be known, there are none.
 
     Example:
         >>> options_of("torch.nn.Threshold")
         ['threshold', 'value', 'inplace']
     """
-    return list(inspect.signature(cast(Callable[..., object], locate(path))).parameters)
+    try:
+        found = locate(path)
+    except ErrorDuringImport:
+        return []
+    names: dict[str, None] = {}
+    for one in inspect.getmro(found) if inspect.isclass(found) else [found]:
+        try:
+            parameters = inspect.signature(cast(Callable[..., object], one)).parameters.values()
+        except (TypeError, ValueError):
+            return []
+        names |= {p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return list(names)
+    return []
 
 
 def _names_of(place: ModuleType) -> Iterable[str]:

@@ -122,9 +122,9 @@ _COMMANDS: dict[str, Callable[..., str]] = {
 
 
 def _joined(reasons: Sequence[str]) -> str:
-    if all(reason.startswith("expected ") for reason in reasons):
-        return "expected " + " or ".join(reason.removeprefix("expected ") for reason in reasons) if reasons else ""
-    return "; ".join(reasons)
+    types = [reason.removeprefix("expected ") for reason in reasons if not re.search("; got |:", reason)]
+    is_union = len(types) == len(reasons) > 1 and all(reason.startswith("expected ") for reason in reasons)
+    return f"expected {' or '.join(types)}" if is_union else "; ".join(reasons)
 
 
 def _no_option(message: str) -> str:
@@ -134,7 +134,8 @@ def _no_option(message: str) -> str:
     path, option = found["path"], found["option"]
     options = options_of(path)
     near = "".join(get_close_matches(option, options, n=1))
-    return f"{path} has no option {option!r}; {f'near it is {near!r}' if near else f'it has {listed(options)}'}"
+    advice = f"; near it is {near!r}" if near else f"; it has {listed(options)}" if options else ""
+    return f"{path} has no option {option!r}{advice}"
 
 
 def _most_telling(reasons: Sequence[str]) -> Sequence[str]:

@@ -67,6 +67,7 @@ class ChannelSums(NamedTuple):
         """
         if channel_dim == -1 and values.shape[-1] % num_channels == 0:  # otherwise the layer raises
             values = values.reshape(-1, num_channels)
+        values = values.unsqueeze(0) if values.dim() == 1 else values
         scratch = Scratch() if scratch is None else scratch
         if values.numel() > (min(_LARGEST_CACHED, _LARGEST_COPY) if values.is_cpu else _LARGEST_COPY):
             longest = max(split_channels(values, channel_dim)[1], key=values.shape.__getitem__)

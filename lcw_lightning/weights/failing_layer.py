@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.rnn import PackedSequence
 
 from lcw_lightning.weights.selection import listed
 
@@ -18,8 +20,8 @@ __all__ = ["describe_failing_layer", "failing_layer_named", "run_network"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# Where forward is that of the base class, which raises an error. A module of Lightning may have training_step alone.
-_NO_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+_NO_FORWARD = re.compile(r'is missing the required "forward" function|_forward_unimplemented\(\)')  # torch's words
+_FIT = (Tensor, PackedSequence, bool, int, float, str, type(None))  # what a network may take
 _MISFITS = (TypeError, RuntimeError, ValueError, IndexError)  # exactly these: torch's lack of memory is a subclass
 
 
@@ -43,32 +45,41 @@ def run_network(
         Traceback (most recent call last):
         ValueError: minibatch_init_ runs model(*inputs), but Linear.forward(input: ...) got 0 inputs: missing a ...
     """
-    _check_call(owner, model, inputs, named)
     try:
         with failing_layer_named():
             return model(*inputs, **named)
-    except (AttributeError, KeyError, TypeError) as error:
-        values = [*inputs, *named.values()]
-        if all(isinstance(value, Tensor) for value in values):
+    except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+        if not (reason := _reason(model, inputs, named, error)):
             raise
-        given = ", ".join(type(value).__name__ for value in values)
-        raise ValueError(
-            f"{owner} runs model(*inputs), and {type(model).__name__} could not take ({given}): {error}; {_TENSORS}."
-        ) from error
+        raise ValueError(f"{owner} runs model({'**' if named else '*'}inputs), {reason}.") from error
 
 
-def _check_call(owner: str, model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
-    name, forward = type(model).__name__, model.forward
-    if forward.__module__ in _NO_FORWARD:
-        advice = "define it, or give a network that the module holds"
-        raise ValueError(f"{owner} runs model(*inputs), but {name} has no forward; {advice}.")
-    signature = inspect.signature(forward)
+def _reason(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any], error: Exception) -> str:
+    """Return why a model could not be called with these inputs; an empty string if the fault is in its code."""
+    name, said = type(model).__name__, str(error)
+    if _NO_FORWARD.search(said):
+        return f"but {name} has no forward; define it, or give a network that the module holds"
+    if isinstance(error, TypeError) and (misfit := _misfit_of_call(model, inputs, named)):
+        return f"but {name}.forward{misfit}"
+    values = [*inputs, *named.values()]
+    if isinstance(error, NotImplementedError) or all(isinstance(value, _FIT) for value in values):
+        return ""
+    given = ", ".join(type(value).__name__ for value in values)
+    return f"and {name} could not take ({given}): {said}; {_TENSORS}"
+
+
+def _misfit_of_call(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> str:
+    """Return by which arguments forward differs from those given; an empty string if it takes them."""
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:  # of code that is not Python's
+        return ""
     try:
         signature.bind(*inputs, **named)
     except TypeError as error:
-        wanted = str(signature).partition(" ->")[0]
         given = f"inputs named {listed(named)}" if named else f"{len(inputs)} inputs"
-        raise ValueError(f"{owner} runs model(*inputs), but {name}.forward{wanted} got {given}: {error}.") from error
+        return f"{str(signature).partition(' ->')[0]} got {given}: {error}"
+    return ""
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def test_frozen_weights_stay_as_they_are_and_need_no_optimizer(kind, constrained
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("kind", quick(["lcw", "cwn"], KINDS))
+@pytest.mark.parametrize("kind", quick(["lcw", "cwn", "sn"], KINDS))
 def test_resume_is_bit_exact_with_monitor_and_checkpoints(kind, make_project, make_trainer, loader, logged, tmp_path):
     def callbacks(run):
         saver = ModelCheckpoint(tmp_path / run, every_n_train_steps=3, save_top_k=-1)

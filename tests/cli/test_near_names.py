@@ -9,6 +9,14 @@ import pytest
 import lcw_lightning
 from lcw_lightning.cli.near_names import near_class, near_flag, options_of
 
+
+class Handing(lcw_lightning.MLP):
+    """Hands its arguments on."""
+
+    def __init__(self, features, **kwargs):
+        super().__init__(features, **kwargs)
+
+
 CLASSES = {
     "torch.optim.Sgd": "torch.optim.SGD",
     "torch.nn.Relu": "torch.nn.ReLU",
@@ -45,6 +53,12 @@ def test_a_flag_is_near_that_ends_alike_or_differs_little(given, near):
 def test_the_options_of_a_class_are_the_arguments_of_its_constructor():
     assert options_of("torch.nn.ReLU") == ["inplace"]
     assert options_of("torch.nn.functional.relu") == ["input", "inplace"]
+    assert {"width", "depth"} < {*options_of(f"{__name__}.Handing")}
+
+
+@pytest.mark.parametrize("path", ["torchvision.models.resnet18", "nowhere.Net", "torch.Tensor", "torch.pi"])
+def test_options_that_cannot_all_be_known_are_not_listed(path):
+    assert options_of(path) == []
 
 
 def test_what_a_package_loads_late_is_not_loaded_for_a_name(monkeypatch):

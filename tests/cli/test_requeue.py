@@ -80,7 +80,7 @@ def unbroken(once, _no_command_line):
     return final(once("unbroken_run", fit), 0)
 
 
-@pytest.mark.parametrize(("step", "done", "status"), quick(["in the second"], MOMENTS))
+@pytest.mark.parametrize(("step", "done", "status"), quick(["in the second", "at the end"], MOMENTS))
 def test_a_requeued_job_goes_on_by_itself_and_ends_as_one_that_was_not(step, done, status, job, unbroken, tmp_path):
     assert job(step=step) == status
     assert (tmp_path / "asked").read_text() == "requeue 17\n"

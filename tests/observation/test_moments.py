@@ -65,6 +65,10 @@ def test_a_tensor_that_is_summed_in_parts_has_the_same_sums(shape, num_channels,
     check(sums, values, num_channels, channel_dim)
 
 
+def test_a_long_vector_of_the_wrong_width_is_left_for_the_layer_too():
+    assert ChannelSums.of(torch.randn(2**17 + 1), num_channels=4, channel_dim=-1).sums.shape == (3, 2**17 + 1)
+
+
 def test_sums_leave_expanded_and_strided_tensors_as_they_are():
     gradient = torch.tensor([1.0, 0.0, 2.0]).expand(4, 3)
     check(ChannelSums.of(gradient, 3, -1), gradient, 3, -1)

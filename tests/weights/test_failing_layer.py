@@ -87,6 +87,57 @@ def test_arguments_by_name_that_a_network_does_not_take_are_one_sentence():
     assert run_network("who", Own(), (), {"x": X}).shape == (8, 3)
 
 
+class Adding(nn.Module):
+    """Its own call gives forward an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+
+    def __call__(self, x):
+        return super().__call__(x, 2.0)
+
+    def forward(self, x, factor):
+        return factor * self.layer(x)
+
+
+class Delegating(nn.Module):
+    """Its forward is the call of another module."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Own()
+        self.forward = self.net.__call__
+
+
+def hooked():
+    network = Own()
+    network.register_forward_pre_hook(lambda _, args: (*args, None))
+    return network
+
+
+CALLABLE = {
+    "own-call": Adding,
+    "delegating": Delegating,
+    "hooked": hooked,
+    "compiled": lambda: torch.compile(Own(), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("make", CALLABLE.values(), ids=CALLABLE)
+def test_however_a_network_is_called_it_runs(make):
+    assert run_network("who", make(), (X,)).shape == (8, 3)
+
+
+def test_an_error_of_a_network_that_got_what_it_takes_is_its_own():
+    class Faulty(nn.Module):
+        def forward(self, x, mask, scale):
+            return x.nothing
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        run_network("who", Faulty(), (X, None, 2.0))
+
+
 @pytest.mark.parametrize("module", [nn.ModuleList([nn.Linear(64, 2)]), TrainingStepAlone()], ids=["torch", "lightning"])
 def test_a_module_without_forward_is_named(module):
     with pytest.raises(ValueError, match=rf"who runs .* {type(module).__name__} has no forward; define it, or give a"):

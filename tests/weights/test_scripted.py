@@ -32,6 +32,7 @@ def test_layers_around_them_are_initialized_and_analyzed(network):
     minibatch_init_(network, X)
     report = analyze(network, (X, torch.randint(3, (16,))))
     assert list(report.statistics) == ["0", "2"]
+    assert "not those of '1.0.weight' (in a module of torch.jit, which cannot be changed)." in report.findings[-1].says
     assert float(network(X).detach().std(correction=0)) == pytest.approx(1, rel=1e-4)
 
 

@@ -26,7 +26,6 @@ def test_a_sample_that_the_monitor_draws_counts_as_drawn(monkeypatch):
     assert ("sampled and drawn", 5.0) in monitor.by_kind(seconds)
 
 
-@pytest.mark.slow
 def test_the_monitors_costs_are_measured_and_change_no_weight(monkeypatch):
     network = monitor.MLP
     monkeypatch.setattr(monitor, "MLP", lambda **sizes: network(**{**sizes, "depth": 2, "width": 8}))

@@ -17,7 +17,7 @@ from tools.reproduce.runs import Run, recorded, settings, train
 STEPS = 390  # an epoch of CIFAR's 50,000 images in batches of 128
 EPOCHS = 3  # that are measured, short ones: the first also compiles
 SHORT = 100  # training steps of such an epoch, with a fifth as many batches of validation, which is CIFAR's proportion
-SHORT_ON_CPU = 5  # where a step takes seconds
+SHORT_ON_CPU = 5  # where a step of a convolutional network takes seconds
 
 
 class Pace(NamedTuple):

@@ -12,8 +12,9 @@ TITLES = {
     "sparse_mlp100": "100 layers x 300 units on MNIST",
     "sparse_cnn50": "50 convolutions x 300 channels on CIFAR-10",
 }
+METHOD = ("activation", "sparsity", "V'(q*)", "weights")
 HEAD = head(
-    *("activation", "sparsity", "V'(q*)", "weights", "rate", "seeds", "epochs", "train loss", "test accuracy"),
+    *(*METHOD, "rate", "seeds", "epochs", "train loss", "test accuracy"),
     *("measured sparsity", "not finite", "near chance", "paper's accuracy", "paper's sparsity"),
 )
 
@@ -74,10 +75,10 @@ def rates_table(first: dict[tuple[str, Method], list[dict]], rates: list[float])
         first: For each network and method the records of the runs that chose the rate, in the order of ``rates``.
         rates: The grid.
     """
-    lines = head("activation", "sparsity", "weights", *(f"{rate:g}" for rate in rates))
-    for (_, method), records in first.items():
+    lines = head("network", *METHOD, *(f"{rate:g}" for rate in rates))
+    for (network, method), records in first.items():
         cells = [f"{record['epochs']['test/accuracy'][-1]:.3f}{'*' * record['diverged']}" for record in records]
-        lines.append(row(method.activation, f"{method.sparsity:g}", "LCW" if method.lcw else "plain", *cells))
+        lines.append(row(network, *method_cells(method), *cells))
     caption = "Test accuracy after 1 epoch of seed 0, by rate; * the loss became infinite or nan."
     made = made_on([record for records in first.values() for record in records])
     return "\n".join([*lines, "", f"{caption} Made on {made}"])
@@ -89,13 +90,20 @@ def line(chosen: Chosen) -> str:
     losses = [loss for loss in chosen.last("train/loss") if loss is not None]
     accuracies, sparsities = chosen.last("test/accuracy"), chosen.last("test/sparsity")
     return row(
-        *(method.activation, f"{method.sparsity:g}", f"{method.map_slope:.2f}"),
-        *("LCW" if method.lcw else "plain", f"{chosen.rate:g}", len(records), epochs(records)),
+        *(*method_cells(method), f"{chosen.rate:g}", len(records), epochs(records)),
         rounded(statistics.mean(losses), 3) if losses else "diverged",
         f"{statistics.mean(accuracies):.3f} ({min(accuracies):.3f} to {max(accuracies):.3f})",
         f"{statistics.mean(sparsities):.3f}",
         *(f"{number} of {len(records)}" for number in (chosen.not_finite, chosen.near_chance)),
         *paper(chosen.network, method),
+    )
+
+
+def method_cells(method: Method) -> tuple[str, ...]:
+    """Return the cells of a row that say which method it is."""
+    return (
+        *(method.activation, f"{method.sparsity:g}", f"{method.map_slope:.2f}"),
+        "LCW" if method.lcw else "plain",
     )
 
 

@@ -89,12 +89,12 @@ def test_the_report_says_what_the_jsons_say(digits, tmp_path, capsys):
 
     reproduce.main([*digits, *flags, "--report"])
     said = capsys.readouterr().out
-    tables = said.split("| activation | sparsity |")[1:]
-    lines, rates = ([line for line in table.splitlines() if line.startswith("| ReLU_tau")] for table in tables)
+    starts = ("| ReLU_tau", "| mlp | ReLU_tau")
+    lines, rates = ([line for line in said.splitlines() if line.startswith(start)] for start in starts)
     assert rates == [
-        "| ReLU_tau | 0.6 | plain | 0.500 | 0.900* | 0.900* |",
-        "| ReLU_tau | 0.6 | LCW | 0.500 | 0.600 | 0.900* |",
-        "| ReLU_tau | 0.7 | plain | 0.900* | 0.900* | 0.900* |",
+        "| mlp | ReLU_tau | 0.6 | 1.00 | plain | 0.500 | 0.900* | 0.900* |",
+        "| mlp | ReLU_tau | 0.6 | 0.72 | LCW | 0.500 | 0.600 | 0.900* |",
+        "| mlp | ReLU_tau | 0.7 | 1.00 | plain | 0.900* | 0.900* | 0.900* |",
     ]
     assert [line.removeprefix("| ReLU_tau | ") for line in lines] == [
         "0.6 | 1.00 | plain | 0.001 | 2 | 1, 2 | 4e5 | 0.149 (0.098 to 0.199) | 0.350 | 1 of 2 | 1 of 2 | - | - |",
