@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 from lcw_lightning.analysis.condition import condition_of
 from lcw_lightning.analysis.judged import Judged, judged
+from lcw_lightning.analysis.losses import check_loss, cross_entropy_of_logits, has_loss, loss_value, own_loss
 from lcw_lightning.analysis.preflight import DepthProfile, monte_carlo
 from lcw_lightning.analysis.report import Report
 from lcw_lightning.observation.observed_layers import ObservedLayer, observed_layers
@@ -47,7 +48,8 @@ def analyze(
             sequence, a tuple or list of arguments, a mapping of keyword arguments. Give several samples, because the
             statistics are about what varies between them.
         loss: Maps ``(outputs, targets)``, or without targets the outputs, to a scalar. The default is the
-            cross-entropy of logits and class numbers; without targets and without a loss there is no backward pass.
+            cross-entropy of logits and class numbers; without targets it is the ``loss`` of the outputs, which networks
+            of transformers have if they are given labels. Otherwise there is no backward pass.
         redraw: Draws the network's weights anew, in place. If given, the report includes a pre-flight check, which
             follows q and gradients through the hidden layers (those before the last one) over ``draws`` draws.
         draws: Number of draws of the weights.
@@ -58,10 +60,10 @@ def analyze(
         The report: print it, read its ``statistics`` and ``findings``, ``save(folder)`` it as JSON and figures.
 
     Raises:
-        ValueError: The network is no module or cannot take the inputs, a pattern matches no weight, the network calls
-            none of its layers, cross-entropy does not take the outputs and targets, or the loss is not a scalar or does
-            not depend on the network; for a pre-flight check also if there is no loss, no draw, or fewer than two
-            hidden layers.
+        ValueError: The network is no module, is lazy or cannot take the inputs, a pattern matches no weight, the
+            network calls none of its layers, cross-entropy does not take the outputs and targets, or the loss is not a
+            scalar or does not depend on the network; for a pre-flight check also if there is no loss, no draw, or fewer
+            than two hidden layers.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -70,7 +72,7 @@ def analyze(
         >>> [finding.says.split(":")[0] for finding in report.findings]
         ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 20 of 20 layers']
     """
-    check_model(network)
+    _check(network, loss)
     layers, facts = observed_layers(network, include, exclude), judged(network, batch)
     if facts.samples == 0:
         raise ValueError("analyze() needs a batch of samples, got one of 0 samples.")
@@ -98,8 +100,10 @@ def _step(
     args, kwargs, leaves = _arguments(inputs)  # new copies, since a network may change its inputs in place
     outputs = run_network("analyze", network, args, kwargs)
     if loss is None and not targets:
-        return None
-    value = _loss_value(loss or _cross_entropy, outputs, targets)
+        if not has_loss(outputs):
+            return None
+        loss = own_loss
+    value = loss_value(loss or cross_entropy_of_logits, outputs, targets)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     gradients = _backward(value, [*trained, *leaves])
     reached.update(id(p) for p, gradient in zip(trained, gradients, strict=False) if gradient is not None)
@@ -159,35 +163,13 @@ def _arguments(inputs: Any) -> tuple[list[Any], dict[str, Any], list[Tensor]]:
     return [differentiable(value) for value in (inputs if several else [inputs])], {}, leaves
 
 
-def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
-    if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point():
-        if outputs.dim() > 1 and outputs.shape[1] == 1:
-            raise ValueError(
-                "analyze() takes the cross-entropy of logits unless it is given a loss=, and over one class that is "
-                "always 0; give the loss of a network with one output, such as binary_cross_entropy_with_logits."
-            )
-        try:
-            return cross_entropy(outputs, targets)
-        except (IndexError, RuntimeError, ValueError) as error:
-            given = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}: {error}"
-            cause: Exception | None = error
-    else:
-        names = [
-            str(value.dtype) if isinstance(value, Tensor) else type(value).__name__ for value in (outputs, targets)
-        ]
-        given, cause = f"outputs of {names[0]} and targets of {names[1]}.", None
-    raise ValueError(
-        "analyze() takes the cross-entropy of logits and class numbers unless it is given a loss=, a function of "
-        f"outputs and targets; got {given}"
-    ) from cause
-
-
-def _loss_value(loss: Callable[..., Tensor], outputs: Any, targets: list[Any]) -> Tensor:
-    value = loss(outputs, *targets)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"analyze() needs a loss that is one number, got {given}; take its mean.")
-    return value
+def _check(network: nn.Module, loss: object) -> None:
+    check_model(network)
+    check_loss(loss)
+    if lazy := [name for name, parameter in network.named_parameters() if is_lazy(parameter)]:
+        raise ValueError(
+            f"analyze() needs a network that is built, but {listed(lazy)} are lazy; run one forward first."
+        )
 
 
 def _backward(value: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:

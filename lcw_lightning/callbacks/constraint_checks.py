@@ -95,6 +95,8 @@ def check_optimizers(optimizers: Sequence[Optimizer], pl_module: LightningModule
         ValueError: No optimizer trains one of them, its optimizer has stepped before the weight was constrained, or the
             optimizer was restored from one of another class.
     """
+    if not any(optimizer.param_groups for optimizer in optimizers):
+        return  # configure_optimizers returned None: the module trains without an optimizer of Lightning's
     for optimizer in optimizers:
         if missing := optimizer.defaults.keys() - optimizer.param_groups[0].keys():
             raise ValueError(

@@ -26,7 +26,7 @@ from lcw_lightning.callbacks.shift_monitor import ShiftMonitor
 from lcw_lightning.checkpoints.export import check_exportable
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.analyze_command import check_redraws, prepare_one_step, reports_of
-from lcw_lightning.cli.command_trainer import CommandTrainer
+from lcw_lightning.cli.command_trainer import CommandTrainer, check_test_step
 from lcw_lightning.cli.ending import ends_in_one_message, says_how_to_go_on, without_advertisements
 from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.cli.help import DESCRIPTION
@@ -108,9 +108,8 @@ class LCWCLI(LightningCLI):
         ours = [self._get(self.config_init, group) for group in GROUPS]
         if self.subcommand == "analyze":
             *before, monitor, _ = ours  # a loss that is not finite is part of the report
-            first_step = FirstStepReport(monitor.include, monitor.exclude)
             # DummyLogger also serves modules that write to their logger's experiment.
-            callbacks = [*before, first_step]
+            callbacks = [*before, FirstStepReport(monitor.include, monitor.exclude)]
             return super().instantiate_trainer(callbacks=callbacks, logger=DummyLogger())
         users = self._get(self.config_init, "trainer").callbacks or []
         config = self.config[self.subcommand]
@@ -123,6 +122,8 @@ class LCWCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fit, and say how to go on if a signal ends the run."""
+        if self._get(self.config, "test_after_fit"):
+            check_test_step(self.model)
         with says_how_to_go_on(self.trainer):
             self.trainer.fit(**kwargs)
 

@@ -9,13 +9,14 @@ from lcw_lightning.analysis.preflight import DepthProfile
 from lcw_lightning.analysis.report import Format, Report
 from lcw_lightning.callbacks.constraint import ConstraintCallback
 from lcw_lightning.callbacks.overrides import Overrides
+from lcw_lightning.callbacks.twins import is_overridden
 from lcw_lightning.checkpoints.export import export
 from lcw_lightning.checkpoints.read import read_checkpoint
 from lcw_lightning.cli.export_source import example_inputs, exported_part, load_state, load_weights, submodule_named
 from lcw_lightning.cli.first_step_report import FirstStepReport
 from lcw_lightning.weights.freshness import mark_initialized
 
-__all__ = ["CommandTrainer"]
+__all__ = ["CommandTrainer", "check_test_step"]
 
 
 class CommandTrainer(Trainer):
@@ -97,3 +98,16 @@ class CommandTrainer(Trainer):
                 f"analyze needs one training step, but {type(model).__name__} had no training batch, or skipped it."
             )
         return first_step.report, first_step.profile
+
+
+def check_test_step(model: LightningModule) -> None:
+    """Raise unless a module can be tested.
+
+    Raises:
+        ValueError: It has no ``test_step``.
+    """
+    if not is_overridden("test_step", model):
+        raise ValueError(
+            f"--test_after_fit=true needs a test_step(), which {type(model).__name__} does not have; define it, or "
+            "leave the flag out."
+        )

@@ -31,6 +31,9 @@ TRANSLATIONS = {
     r"You selected an invalid strategy name: `strategy='([^']*)'`": (
         "there is no strategy {0}: give auto, ddp, ddp_spawn or another of Lightning's by --trainer.strategy."
     ),
+    r"`(\w+)_dataloader` must be implemented": (
+        "this command has no data: name a data module by --data, or define {0}_dataloader() in the model."
+    ),
     r"No `(\w+)\(\)` method defined\.": "the model has no {0}(), which this command calls; define it in its class.",
     r"Invalid (learning rate|momentum value|weight_decay value): (\S+)": (
         "the optimizer takes no {0} of {1}; it is 0 or more."

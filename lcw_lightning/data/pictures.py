@@ -136,8 +136,8 @@ def _pictures_of_all(folder: Path, classes: list[str]) -> list[Picture]:
     pictures = _pictures(folder, classes) if classes else []
     if not pictures:
         raise FileNotFoundError(
-            f"there are no pictures in {folder.absolute()}: ImageFolder needs a folder of {', '.join(IMG_EXTENSIONS)} "
-            "files for each class in it."
+            f"there are no class folders with pictures in {folder.absolute()}: ImageFolder needs a folder for each "
+            f"class in it, such as {folder.name}/cat/1.png, of {', '.join(IMG_EXTENSIONS)} files."
         )
     known = {number for _, number in pictures}
     empty = [name for number, name in enumerate(classes) if number not in known]

@@ -137,6 +137,8 @@ def _misfit(layer: Any, given: Any) -> str:
     weight = next((p for p in layer.parameters() if p.is_floating_point()), given)
     if given.dtype != weight.dtype and not isinstance(layer, nn.Embedding):
         return f"it takes {weight.dtype}, and got {given.dtype}"
+    if isinstance(layer, nn.Embedding) and given.numel() and not 0 <= given.min() <= given.max() < layer.num_embeddings:
+        return f"it has numbers 0 to {layer.num_embeddings - 1}, and got {int(given.min())} to {int(given.max())}"
     if given.device != weight.device:
         return f"it is on {weight.device}, and its input on {given.device}"
     return _wrong_size(layer, given.shape)

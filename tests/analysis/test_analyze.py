@@ -3,6 +3,7 @@
 import copy
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -293,6 +294,10 @@ MISTAKES = {
         nn.CrossEntropyLoss(reduction="none"),
         r"one number, got a tensor of shape \(16,\)",
     ),
+    "loss-is-the-targets": (lambda: mlp(8, 3), X, Y, r"got a Tensor; inputs and targets are one argument: analyze\("),
+    "loss-is-a-class": (lambda: mlp(8, 3), (X, Y), nn.CrossEntropyLoss, "got the class CrossEntropyLoss itself"),
+    "loss-is-a-name": (lambda: mlp(8, 3), (X, Y), "mse", "got a str"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3)), (X, Y), None, r"'0.weight', '0.bias' are lazy;"),
     "loss-is-a-number": (lambda: mlp(8, 3), (X, Y), lambda *_: 1.5, "one number, got float"),
     "detached": (lambda: mlp(8, 3), X, lambda outputs: outputs.detach().sum(), "depends on the network's inputs or"),
     "of-something-else": (
@@ -441,3 +446,31 @@ def test_a_network_with_one_output_needs_a_loss_and_a_batch_needs_samples():
         analyze(mlp(8, 1), (X, torch.zeros(len(X), dtype=torch.long)))
     with pytest.raises(ValueError, match="got one of 0 samples"):
         analyze(mlp(8, 3), (X[:0], Y[:0]))
+
+
+class OutputsWithLoss(nn.Module):
+    """Returns its own loss if it is given labels, as networks of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, inputs, labels=None):
+        logits = self.layer(inputs)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def test_without_targets_the_loss_is_that_of_the_outputs():
+    network = OutputsWithLoss()
+    report = analyze(network, {"inputs": X, "labels": Y})
+    assert report.loss == pytest.approx(nn.functional.cross_entropy(network.layer(X), Y).item())
+    assert report.statistics["layer"]["gradient_std"] > 0
+    assert analyze(network, {"inputs": X}).loss is None
+
+
+def test_a_lazy_network_is_left_lazy():
+    network = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(ValueError, match="needs a network that is built"):
+        analyze(network, X)
+    assert network[0].has_uninitialized_params()

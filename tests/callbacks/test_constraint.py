@@ -181,6 +181,14 @@ def test_a_constrained_weight_that_no_optimizer_holds_is_an_error(make_project, 
         make_trainer(ConstraintCallback()).fit(project, loader)
 
 
+def test_a_module_without_an_optimizer_may_be_constrained(residual, make_project, make_trainer, loader):
+    project = make_project()
+    project.configure_optimizers = lambda: None
+    with pytest.warns(UserWarning, match="returned `None`"):
+        make_trainer(ConstraintCallback()).fit(project, loader)
+    assert residual(project) < 1e-6
+
+
 def test_a_frozen_weight_is_left_alone_and_needs_no_optimizer(residual, make_project, make_trainer, loader):
     project = make_project()
     project.head.requires_grad_(False)

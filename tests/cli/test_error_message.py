@@ -34,6 +34,12 @@ def fit(**settings):
 RAISED = {
     "names bound": (Bound, "'network' must be a module, got a list. If it comes from constrain(network): that"),
     "no step": (fit(), "the model has no training_step(), which this command calls"),
+    "no data": (
+        lambda: Trainer(accelerator="cpu", max_epochs=1, **QUIET).fit(
+            ImageClassifier(nn.Linear(2, 2), torch.optim.SGD)
+        ),
+        "this command has no data: name a data module by --data, or define train_dataloader() in the model.",
+    ),
     "epochs": (fit(max_epochs=-5), "--trainer.max_epochs is a whole number of 0 or more, or -1 for no limit; got -5."),
     "batches": (fit(limit_train_batches=2.5), "--trainer.limit_train_batches is a fraction from 0.0 to 1.0, or a"),
     "strategy": (fit(strategy="dpp"), "there is no strategy dpp: give auto, ddp"),
@@ -46,7 +52,7 @@ RAISED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a `validation_step` but")
 @pytest.mark.parametrize(("act", "says"), RAISED.values(), ids=RAISED)
 def test_an_error_that_is_really_raised_is_put_into_words(act, says):
     with pytest.raises(Exception) as raised:  # noqa: PT011 - whichever the library raises

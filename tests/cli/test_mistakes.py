@@ -303,6 +303,31 @@ def test_a_checkpoint_from_the_web_is_not_unpickled_either(failure, small_checkp
     assert not Path("payload_ran").exists()
 
 
+NO_TEST = """
+import torch
+from lcw_lightning import MLP
+from lightning.pytorch import LightningModule
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = MLP(64, 10, depth=1, width=4)
+
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("trains")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+"""
+
+
+def test_a_test_that_cannot_be_done_is_refused_before_the_training(lcw, capsys):
+    Path("untested.py").write_text(NO_TEST)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--model=untested.Net", "--data=Digits", "--test_after_fit=true"])
+    assert "--test_after_fit=true needs a test_step(), which Net does not have" in str(exit_.value.code)
+
+
 def test_a_checkpoint_of_another_network_is_refused(failure, small_checkpoint):
     code, message = failure("test", "--ckpt_path", small_checkpoint, "--model.network.width=8")
     assert code == 1

@@ -180,8 +180,16 @@ def damaged(folder):
 
 FOLDERS = {
     "missing": (shutil.rmtree, FileNotFoundError, "there is no folder .*pictures: give the folder of pictures as root"),
-    "empty": (empty, FileNotFoundError, "there are no pictures in .*: ImageFolder needs a folder of .* for each class"),
-    "flat": (flat, FileNotFoundError, "there are no pictures in .*: ImageFolder needs a folder of .* for each class"),
+    "empty": (
+        empty,
+        FileNotFoundError,
+        "there are no class folders with pictures in .*: ImageFolder needs a folder for each class",
+    ),
+    "flat": (
+        flat,
+        FileNotFoundError,
+        "there are no class folders with pictures in .*: ImageFolder needs a folder for each class",
+    ),
     "class": (lambda folder: (folder / "ant").mkdir(), FileNotFoundError, "no picture is in the class folders ant of"),
     "no-train": (only_test, FileNotFoundError, "has the folder test with classes in it, but none named train"),
     "new-class": (new_class_in_val, ValueError, "val has classes that train has not, give both the same: fish"),

@@ -65,6 +65,7 @@ MISFITS = {
         r"^LSTM\(10, 3\) cannot take an input of shape \(8, 1, 64\): input.size\(-1\) must be equal",
     ),
     "meta": (net, (X.to("meta"),), r"it is on cpu, and its input on meta\.$"),
+    "embedding": (lambda: nn.Embedding(5, 2), (torch.tensor([4, 7]),), r"it has numbers 0 to 4, and got 4 to 7\.$"),
     "numpy": (lambda: nn.Linear(64, 2), (X.numpy(),), r"cannot take a ndarray: give tensors, one for each argument"),
     "tuple": (lambda: nn.Linear(64, 2), ((X, X),), r"cannot take a tuple: give tensors, one for each argument"),
     "dict": (lambda: nn.Linear(64, 2), ({"x": X},), r"cannot take a dict: give tensors, one for each argument"),
