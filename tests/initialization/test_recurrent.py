@@ -195,7 +195,7 @@ def test_upper_layers_see_what_dropout_leaves():
     torch.testing.assert_close(layer(BATCH)[0].double(), expected, atol=1e-5, rtol=0)  # these are the layer's masks
 
 
-@pytest.mark.parametrize("kind", quick(["none", "lcw"], KINDS))
+@pytest.mark.parametrize("kind", quick(["none", "lcw"], list(KINDS)))
 @pytest.mark.parametrize("make", [LAYERS["LSTM, projected both ways"], LAYERS["GRU"]], ids=["LSTM", "GRU"])
 def test_in_training_the_same_forward_computes_with_the_new_weights(make, kind):
     layer = make(FEATURES, HIDDEN)
