@@ -35,7 +35,9 @@ class Judged(NamedTuple):
         parts = [f"{number} of {weights} weights {kind}" for kind, number in self.constraints.items()]
         parts += [self.initialized] if self.initialized else []
         parts.append(f"in {'training' if self.training else 'evaluation'} mode")
-        return ", ".join(parts) + (f", on {self.samples} samples" if self.samples is not None else "")
+        return ", ".join(parts) + (
+            "" if self.samples is None else f", on {self.samples} sample{'s' * (self.samples != 1)}"
+        )
 
 
 def judged(network: nn.Module, batch: Any, initialized: str | None = None) -> Judged:

@@ -31,6 +31,9 @@ TRANSLATIONS = {
     r"You selected an invalid strategy name: `strategy='([^']*)'`": (
         "there is no strategy {0}: give auto, ddp, ddp_spawn or another of Lightning's by --trainer.strategy."
     ),
+    r"(\S+) is not in bounds, numpy accepts from (\d+) to (\d+)": (
+        "--seed_everything is a whole number from {1} to {2}; got {0}."
+    ),
     r"`(\w+)_dataloader` must be implemented": (
         "this command has no data: name a data module by --data, or define {0}_dataloader() in the model."
     ),

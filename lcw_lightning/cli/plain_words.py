@@ -85,7 +85,8 @@ def _of_a_whole_command(message: str, flags: Sequence[str]) -> str:
 
 def _missing(_: Sequence[str], names: str) -> str:
     flags = ", ".join(f"--{name.partition('.')[2] or name}" for name in names.split(", "))
-    return f"{flags} is missing: give it by a flag, or by a config, --config=FILE"
+    are, them = ("are", "them") if "," in names else ("is", "it")
+    return f"{flags} {are} missing: give {them} by a flag, or by a config, --config=FILE"
 
 
 def _unknown(flags: Sequence[str], arguments: str) -> str:

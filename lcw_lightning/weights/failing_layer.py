@@ -77,7 +77,7 @@ def _misfit_of_call(model: nn.Module, inputs: Sequence[Any], named: Mapping[str,
     try:
         signature.bind(*inputs, **named)
     except TypeError as error:
-        given = f"inputs named {listed(named)}" if named else f"{len(inputs)} inputs"
+        given = f"inputs named {listed(named)}" if named else f"{len(inputs)} input{'s' * (len(inputs) != 1)}"
         return f"{str(signature).partition(' ->')[0]} got {given}: {error}"
     return ""
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
@@ -34,6 +34,7 @@ def fit(**settings):
 RAISED = {
     "names bound": (Bound, "'network' must be a module, got a list. If it comes from constrain(network): that"),
     "no step": (fit(), "the model has no training_step(), which this command calls"),
+    "seed": (lambda: seed_everything(-1), "--seed_everything is a whole number from 0 to 4294967295; got -1."),
     "no data": (
         lambda: Trainer(accelerator="cpu", max_epochs=1, **QUIET).fit(
             ImageClassifier(nn.Linear(2, 2), torch.optim.SGD)
