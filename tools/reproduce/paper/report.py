@@ -1,7 +1,7 @@
 """Tables and curves of a grid's runs, from their JSON files alone."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -114,15 +114,19 @@ def draw(grid: Grid, groups: Groups, folder: Path, variant: str) -> list[Path]:
     paths = []
     for network, data, title, methods in titled(grid, groups):
         paths.append(folder / f"{network}_{data}{variant}.png")
-        curves(title, methods).savefig(paths[-1], dpi=110)
+        curves(title, methods, list(grid.methods)).savefig(paths[-1], dpi=110)
     return paths
 
 
-def curves(title: str, methods: ByMethod) -> Figure:
-    """Draw losses and accuracies against epochs: the mean over seeds, and the range as a band."""
+def curves(title: str, methods: ByMethod, order: Sequence[str]) -> Figure:
+    """Draw losses and accuracies against epochs: the mean over seeds, and the range as a band.
+
+    A method has the same color in all pictures, by its place in ``order``.
+    """
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     for axes, quantity in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for number, (method, records) in enumerate(methods.items()):
+        for method, records in methods.items():
+            number = order.index(method)
             histories = [[float("nan") if x is None else x for x in record["epochs"][quantity]] for record in records]
             by_epoch = list(zip(*histories, strict=False))
             numbers = range(1, len(by_epoch) + 1)
