@@ -17,7 +17,8 @@ X = torch.rand(16, 8)
 def network():
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())
-    with warnings.catch_warnings(action="ignore", category=FutureWarning), warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of torch call it deprecated
         scripted = torch.jit.script(inner)
     return nn.Sequential(nn.Linear(8, 8), scripted, nn.Linear(8, 3))
 
