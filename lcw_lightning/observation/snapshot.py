@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lcw_lightning.observation.built_weights import built_weights
 from lcw_lightning.observation.hooks import Quantity, observe
@@ -162,8 +161,10 @@ class Snapshot:
             self.built.pop(ref, None)  # a later call builds its own
         if name not in self.facts:
             self.facts[name] = WeightFacts.of(layer, units)
-        projected = _products(layer.input_units(units), layer.expand_to_fan_in(sums.total)).double()
-        return ChannelSums(sums.number, pad(projected.unsqueeze(0), (0, 0, 0, 2)))  # the other sums are unknown
+        projected = _products(layer.input_units(units), layer.expand_to_fan_in(sums.total))
+        found = sums.sums.new_zeros(3, len(projected))  # the other sums are unknown
+        found[0] = projected
+        return ChannelSums(sums.number, found)
 
     def _add(self, name: str, series: Series, sums: ChannelSums) -> None:
         before = self.sums.get((name, series))
