@@ -299,7 +299,7 @@ def test_a_checkpoint_from_the_web_is_not_unpickled_either(failure, small_checkp
         code, message = failure("test", "--ckpt_path", f"http://127.0.0.1:{server.server_port}/bad.ckpt")
         server.shutdown()
     assert code == 1
-    assert "getattr, which is more than tensors and plain values and may run code" in message  # "builtins." in torch 2.6
+    assert "getattr, which is more than tensors and plain values and may run code" in message
     assert not Path("payload_ran").exists()
 
 
