@@ -86,12 +86,11 @@ class ChannelSums(NamedTuple):
 def _sums_of_rows(values: Tensor, _: int, count_zeros: bool, scratch: Scratch) -> Tensor:
     # By products, since a reduction would start torch's threads, which takes longer than summing a batch of vectors.
     precise = scratch.like(values, torch.float64).copy_(values)
-    ones, sums = scratch.ones(precise), precise.new_zeros(3, values.shape[1])
-    torch.mm(ones, precise, out=sums[:1])
-    torch.mm(ones, precise.square_(), out=sums[1:2])
-    if count_zeros:  # as float64, since torch is slow with booleans, and autocast rounds counts in float32
-        torch.mm(ones, torch.eq(values, 0, out=precise), out=sums[2:])
-    return sums
+    ones = scratch.ones(precise)
+    total, squares = torch.mm(ones, precise), torch.mm(ones, precise.square_())
+    # As float64, since torch is slow with booleans, and autocast rounds counts in float32.
+    zeros = torch.mm(ones, torch.eq(values, 0, out=precise)) if count_zeros else torch.zeros_like(total)
+    return torch.cat((total, squares, zeros))
 
 
 def _sums_of_positions(values: Tensor, channel_dim: int, count_zeros: bool, scratch: Scratch) -> Tensor:

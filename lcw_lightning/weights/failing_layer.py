@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ __all__ = ["describe_failing_layer", "failing_layer_named", "run_network"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_NO_FORWARD = re.compile(r'is missing the required "forward" function|_forward_unimplemented\(\)')  # torch's words
+# Of the base classes, whose forward raises an error; a module of Lightning may have training_step alone.
+_NO_FORWARD = ("_forward_unimplemented", "LightningModule.forward")
 _FIT = (Tensor, PackedSequence, bool, int, float, str, type(None))  # what a network may take
 _MISFITS = (TypeError, RuntimeError, ValueError, IndexError)  # exactly these: torch's lack of memory is a subclass
 
@@ -57,7 +57,7 @@ def run_network(
 def _reason(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any], error: Exception) -> str:
     """Return why a model could not be called with these inputs; an empty string if the fault is in its code."""
     name, said = type(model).__name__, str(error)
-    if _NO_FORWARD.search(said):
+    if type(model).forward.__qualname__ in _NO_FORWARD and "forward" not in vars(model):
         return f"but {name} has no forward; define it, or give a network that the module holds"
     if isinstance(error, TypeError) and (misfit := _misfit_of_call(model, inputs, named)):
         return f"but {name}.forward{misfit}"

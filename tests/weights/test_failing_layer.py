@@ -130,6 +130,19 @@ def test_however_a_network_is_called_it_runs(make):
     assert run_network("who", make(), (X,)).shape == (8, 3)
 
 
+def test_a_list_of_modules_that_a_network_calls_is_named_by_torch():
+    class Calling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(64, 3)])
+
+        def forward(self, x):
+            return self.blocks(x)
+
+    with pytest.raises(NotImplementedError, match="ModuleList"):
+        run_network("who", Calling(), (X,))
+
+
 def test_an_error_of_a_network_that_got_what_it_takes_is_its_own():
     class Faulty(nn.Module):
         def forward(self, x, mask, scale):
