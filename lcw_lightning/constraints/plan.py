@@ -33,6 +33,7 @@ def plan_constraints(
     - has fan_in 1, under ``lcw`` and ``cwn``: zero is its only zero-sum value;
     - is tied to another;
     - is zero, under ``sn``;
+    - has complex numbers;
     - is parametrized, pruned, sharded, or held by another constraint already;
     - belongs to a layer of unknown type: see :func:`~lcw_lightning.register_layer_type`.
 

@@ -63,7 +63,7 @@ def register_constraint(module: nn.Module, name: str, kind: type[Constraint]) ->
     """Parametrize ``module.name`` by a constraint of this kind, made for its present value, and return the module.
 
     Raises:
-        ValueError: No such parameter, it is lazy, sharded or constrained already, or the kind cannot hold it.
+        ValueError: No such parameter, it is complex, lazy, sharded or constrained already, or the kind cannot hold it.
     """
     weight = constrainable_parameter(module, name, kind)
     constraint = kind(weight.detach(), WeightRef(module, name).transposed_groups)
@@ -103,8 +103,8 @@ def obstacle_to(ref: WeightRef, kind: type[Constraint], may_be_sharded: bool = F
     weight = ref.layer._parameters.get(ref.name)
     if weight is None:
         return "no parameter; a hook that computes it, such as pruning or the old weight_norm, must be taken away first"
-    if is_lazy(weight):
-        return "lazy; run one forward first"
+    if is_lazy(weight) or weight.dtype.is_complex:
+        return "lazy; run one forward first" if is_lazy(weight) else "complex numbers"
     if hasattr(weight, "device_mesh") and not (may_be_sharded and ref.transposed_groups < 2):
         return "sharded; constrain the model before fully_shard()"
     if weight.dim() < 2 or (kind.sums_to_zero and ref.fan_in == 1):

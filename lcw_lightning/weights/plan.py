@@ -215,6 +215,8 @@ def _numbers(shape: Sequence[int]) -> int:
 def _why_unknown(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "in a module of torch.jit, which cannot be changed"
+    if any(parameter.dtype.is_complex for parameter in module.parameters()):
+        return "complex numbers"
     known = layer_type_of(module)
     return "unknown layer type; see register_layer_type" if known is None else "not the weight of its layer type"
 
