@@ -60,10 +60,10 @@ def analyze(
         The report: print it, read its ``statistics`` and ``findings``, ``save(folder)`` it as JSON and figures.
 
     Raises:
-        ValueError: The network is no module, is lazy or cannot take the inputs, a pattern matches no weight, the
-            network calls none of its layers, cross-entropy does not take the outputs and targets, or the loss is not a
-            scalar or does not depend on the network; for a pre-flight check also if there is no loss, no draw, or fewer
-            than two hidden layers.
+        ValueError: The network is no module, is lazy or complex, or cannot take the inputs, a pattern matches no
+            weight, the network calls none of its layers, cross-entropy does not take the outputs and targets, or the
+            loss is not a scalar or does not depend on the network; for a pre-flight check also if there is no loss, no
+            draw, or fewer than two hidden layers.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -73,7 +73,7 @@ def analyze(
         ['Gradients vanish', 'Preactivations vanish', 'Activation shift in 20 of 20 layers']
     """
     _check(network, loss)
-    layers, facts = observed_layers(network, include, exclude), judged(network, batch)
+    layers, facts = _chosen_layers(network, include, exclude), judged(network, batch)
     if facts.samples == 0:
         raise ValueError("analyze() needs a batch of samples, got one of 0 samples.")
     inputs, *targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch,)
@@ -91,6 +91,12 @@ def analyze(
         with restored(network):
             hidden = _hidden_layers(network, step, layers)
             return replace(report, preflight=monte_carlo(hidden, partial(redraw, network), step, draws))
+
+
+def _chosen_layers(network: nn.Module, *patterns: Sequence[str]) -> dict[str, ObservedLayer]:
+    if layers := observed_layers(network, *patterns):
+        return layers
+    raise ValueError(f"analyze() needs real weights, but those chosen of {type(network).__name__} are complex.")
 
 
 def _step(

@@ -75,9 +75,9 @@ def _gate_shift(snapshot: Snapshot) -> dict[str, float]:
 
 def _coverage(plan: Plan) -> dict[str, Any]:
     rows = [row for row in plan.rows if row.obstacle != EXCLUDED]
-    unseen, seen = (sum(row.numbers for row in rows if (row.ref is None) == is_unseen) for is_unseen in (True, False))
-    unknown = {row.name: row.obstacle for row in rows if row.ref is None}
-    return {"unknown": unknown, "seen_share": seen / (seen + unseen) if unknown else 1.0}
+    unknown = {row.name: row.obstacle for row in rows if row.ref is None or row.ref.is_complex}
+    unseen, total = sum(row.numbers for row in rows if row.name in unknown), sum(row.numbers for row in rows)
+    return {"unknown": unknown, "seen_share": 1 - unseen / total if unknown else 1.0}
 
 
 def _sums_to_zero(layer: ObservedLayer) -> bool:

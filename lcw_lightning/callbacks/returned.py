@@ -56,5 +56,5 @@ def fingerprint(module: nn.Module) -> float:
         refs = named_weights(module).values()
         with at_rest(ref.layer for ref in refs):
             tensors = [ref.value for ref in refs]
-    total = sum(tensor.double().square().sum().item() for tensor in tensors if not is_lazy(tensor))
+    total = sum(tensor.abs().double().square().sum().item() for tensor in tensors if not is_lazy(tensor))
     return float(f"{total:.9e}")  # processes may add up in another order

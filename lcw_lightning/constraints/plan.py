@@ -8,7 +8,7 @@ from torch import nn
 from lcw_lightning.constraints.kinds import PARAMETRIZATIONS, Kind, Method, check_constraint, kind_of
 from lcw_lightning.constraints.projection import is_projected
 from lcw_lightning.constraints.registration import obstacle_to
-from lcw_lightning.weights.plan import Plan, frozen_or_lazy, plan_weights
+from lcw_lightning.weights.plan import Plan, general_obstacle, plan_weights
 from lcw_lightning.weights.settings import check_model
 from lcw_lightning.weights.weight_ref import WeightRef
 
@@ -67,7 +67,7 @@ def _obstacle(kind: Kind, project: bool, ref: WeightRef) -> str | None:
         return None if is_same else f"under {held} already; see fold"
     if kind == "none":
         return "kind none"
-    obstacle = frozen_or_lazy(ref)
+    obstacle = general_obstacle(ref)
     if obstacle == "frozen":
         return "frozen, and plain if it thaws"
     return obstacle or obstacle_to(ref, PARAMETRIZATIONS[kind], may_be_sharded=project)

@@ -90,7 +90,8 @@ def constrainable_parameter(module: nn.Module, name: str, kind: type[Constraint]
     if not hasattr(module, name):
         held = listed(module._parameters) or "none of its own; constrain() takes whole networks"
         raise ValueError(f"{type(module).__name__} has no parameter {name!r}; its parameters: {held}.")
-    if obstacle := obstacle_to(WeightRef(module, name), kind):
+    ref = WeightRef(module, name)
+    if obstacle := "complex numbers" if ref.is_complex else obstacle_to(ref, kind):
         shape = "" if weight is None or is_lazy(weight) else f" of shape {tuple(weight.shape)}"
         raise ValueError(f"{type(module).__name__}.{name}{shape} cannot be constrained: {obstacle}.")
     return cast(nn.Parameter, weight)
@@ -103,8 +104,8 @@ def obstacle_to(ref: WeightRef, kind: type[Constraint], may_be_sharded: bool = F
     weight = ref.layer._parameters.get(ref.name)
     if weight is None:
         return "no parameter; a hook that computes it, such as pruning or the old weight_norm, must be taken away first"
-    if is_lazy(weight) or weight.dtype.is_complex:
-        return "lazy; run one forward first" if is_lazy(weight) else "complex numbers"
+    if is_lazy(weight):
+        return "lazy; run one forward first"
     if hasattr(weight, "device_mesh") and not (may_be_sharded and ref.transposed_groups < 2):
         return "sharded; constrain the model before fully_shard()"
     if weight.dim() < 2 or (kind.sums_to_zero and ref.fan_in == 1):

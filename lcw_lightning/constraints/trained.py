@@ -36,7 +36,7 @@ def taken_by_projection(weights: Mapping[str, WeightRef]) -> list[Taken]:
     """Return what projection onto zero sums takes from weights, the most alarming first."""
     found = []
     for name, ref in weights.items():
-        if ref.fan_in > 1 and not ref.value.is_meta and not hasattr(ref.value, "device_mesh"):
+        if ref.fan_in > 1 and not ref.is_complex and not ref.value.is_meta and not hasattr(ref.value, "device_mesh"):
             units = ref.units
             share, fan_in = projected_share(units), units.shape[1]
             found.append(Taken(name, share, share * fan_in, share > random_share_limit(len(units), fan_in)))

@@ -10,7 +10,7 @@ from lcw_lightning.constraints.kinds import constraint_class, is_zero_sum, kind_
 from lcw_lightning.initialization.outcome import Outcome, obstacle_to_initialization
 from lcw_lightning.theory.edge_of_chaos import edge_of_chaos_stds
 from lcw_lightning.theory.gaussian import Function
-from lcw_lightning.weights.selection import select_weights
+from lcw_lightning.weights.selection import by_reason, select_weights
 from lcw_lightning.weights.settings import check_choice
 from lcw_lightning.weights.ties import parameter_places
 from lcw_lightning.weights.weight_ref import WeightRef
@@ -54,8 +54,8 @@ def edge_of_chaos_layers(
     outcome.left |= {name: obstacle for name, obstacle in obstacles.items() if obstacle}
     refs = {name: ref for name, ref in refs.items() if name not in outcome.left}
     if not refs:
-        kind = type(model).__name__
-        raise ValueError(f"edge_of_chaos_init_ needs a Linear or convolution that is trained, but {kind} has none.")
+        held = f"{type(model).__name__} has none" + (f"; left are: {by_reason(outcome.left)}" if outcome.left else "")
+        raise ValueError(f"edge_of_chaos_init_ needs a Linear or convolution that is trained, but {held}.")
     activation = only_activation(model) if activation is None else activation
     stds = {zero_sum: edge_of_chaos_stds(activation, q, zero_sum) for zero_sum in set(map(is_zero_sum, refs.values()))}
     layers = {name: EdgeOfChaosLayer(ref, *stds[is_zero_sum(ref)]) for name, ref in refs.items()}

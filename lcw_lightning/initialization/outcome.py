@@ -106,6 +106,8 @@ def obstacle_to_initialization(ref: WeightRef, is_seen: bool, places: Places) ->
     """
     if not ref.parameters:
         return "no parameter; a hook computes it"
+    if ref.is_complex:
+        return "complex numbers"
     if not any(parameter.requires_grad for parameter in ref.parameters):
         return "frozen"
     if tied := tied_to_other_type(ref, places):

@@ -114,7 +114,8 @@ def observed_layers(
 ) -> dict[str, ObservedLayer]:
     """Return the layers of ``model`` that have a weight chosen by the patterns, by name.
 
-    If ``model`` itself is such a layer, its name is that of its type. Layers that are still lazy are left out.
+    If ``model`` itself is such a layer, its name is that of its type. Layers that are still lazy and
+    complex weights are left out.
 
     Raises:
         ValueError: As :func:`~lcw_lightning.weights.selection.select_weights` says.
@@ -125,6 +126,8 @@ def observed_layers(
     """
     layers: dict[str, ObservedLayer] = {}
     for name, ref in select_weights(model, include, exclude).items():
+        if ref.is_complex:
+            continue
         path = name.rpartition(".")[0]
         owner = model.get_submodule(path.rpartition(".")[0])
         layer, weight = ref.layer, ref.name

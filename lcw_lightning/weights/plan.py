@@ -18,7 +18,7 @@ from lcw_lightning.weights.selection import listed, select_names
 from lcw_lightning.weights.ties import parameter_places, tied_to
 from lcw_lightning.weights.weight_ref import WeightRef, named_weights
 
-__all__ = ["EXCLUDED", "Plan", "PlannedWeight", "frozen_or_lazy", "plan_weights"]
+__all__ = ["EXCLUDED", "Plan", "PlannedWeight", "general_obstacle", "plan_weights"]
 
 EXCLUDED = "excluded"
 """The obstacle of a weight that the user excludes."""
@@ -136,8 +136,10 @@ def _counted(layer: str, names: Sequence[str]) -> str:
     return repr(names[0]) if len(names) == 1 else f"{len(names)} {layer}"
 
 
-def frozen_or_lazy(ref: WeightRef) -> str | None:
-    """Return that a weight is frozen or has no shape yet, if so, as an obstacle for :func:`plan_weights`."""
+def general_obstacle(ref: WeightRef) -> str | None:
+    """Return that a weight is complex, frozen or has no shape yet, if so, as an obstacle for :func:`plan_weights`."""
+    if ref.is_complex:
+        return "complex numbers"
     if any(map(is_lazy, ref.parameters)):
         return "lazy; run one forward first"
     is_frozen = ref.parameters and not any(parameter.requires_grad for parameter in ref.parameters)
@@ -150,7 +152,7 @@ def plan_weights(
     action: str,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    obstacle: Callable[[WeightRef], str | None] = frozen_or_lazy,
+    obstacle: Callable[[WeightRef], str | None] = general_obstacle,
 ) -> Plan:
     """Plan what is done to the weights that match a glob of ``include`` and none of ``exclude``.
 
@@ -215,8 +217,6 @@ def _numbers(shape: Sequence[int]) -> int:
 def _why_unknown(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "in a module of torch.jit, which cannot be changed"
-    if any(parameter.dtype.is_complex for parameter in module.parameters()):
-        return "complex numbers"
     known = layer_type_of(module)
     return "unknown layer type; see register_layer_type" if known is None else "not the weight of its layer type"
 

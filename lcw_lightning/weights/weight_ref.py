@@ -93,6 +93,11 @@ class WeightRef(NamedTuple):
         named = self.layer.named_parameters(remove_duplicate=False)  # a layer may hold one parameter under two names
         return [parameter for name, parameter in named if name == self.name or name.startswith(originals)]
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether its numbers are complex; the papers know real weights alone."""
+        return any(parameter.dtype.is_complex for parameter in self.parameters)
+
     @torch.no_grad()
     def assign_(self, value: Tensor) -> None:
         """Write the weight in place, through the right inverse of its parametrization where it has one.
@@ -165,8 +170,8 @@ def named_weights(model: nn.Module, remove_duplicate: bool = True) -> dict[str, 
 
     These are the weights of Linear, Bilinear, convolutions and transposed convolutions (grouped and depthwise too),
     the input and recurrent weights of RNN, LSTM, GRU and their cells, the projections of MultiheadAttention, and the
-    weights of :func:`registered <lcw_lightning.register_layer_type>` types. Embeddings, norms and complex weights are
-    left out. A module in several places has its first name, or all with ``remove_duplicate=False``.
+    weights of :func:`registered <lcw_lightning.register_layer_type>` types. Embeddings and norms are left out. A module
+    in several places has its first name, or all with ``remove_duplicate=False``.
 
     Example:
         >>> list(named_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GRUCell(3, 2))))
@@ -181,7 +186,7 @@ def named_weights(model: nn.Module, remove_duplicate: bool = True) -> dict[str, 
 
 def _weight_names(module: nn.Module) -> list[str]:
     known = layer_type_of(module)
-    if known is None or any(parameter.dtype.is_complex for parameter in module.parameters()):
+    if known is None:
         return []
     held = [name for name, parameter in module._parameters.items() if parameter is not None]
     # Hooks such as the old weight_norm compute a weight from parameters with such suffixes.
