@@ -19,6 +19,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DIGITS = next(path for path in CONFIGS if path.stem == "digits_mlp50")
 RNN = next(path for path in CONFIGS if path.stem == "rnn_digits")
 MLP50 = next(path for path in CONFIGS if path.stem == "mlp50_cifar10")
+NO_FIGURES = "--shift_monitor.figures=false"  # which take longer than the training
 LAYERS = [f"network.hidden.{index}.linear" for index in range(50)] + ["network.output"]
 
 # Sections 6.1 and 6.2: weight decay, epochs, and epochs from one decay of the learning rate to the next.
@@ -133,8 +134,7 @@ def scalars(once):
 
     @cache
     def logged(kind):
-        flags = [f"--constraint.kind={kind}", "--shift_monitor.figures=false"]  # which take longer than the training
-        folder = once(f"digits_{kind}", lambda folder: fit(DIGITS, folder, *flags))
+        folder = once(f"digits_{kind}", lambda folder: fit(DIGITS, folder, f"--constraint.kind={kind}", NO_FIGURES))
         events = EventAccumulator(str(folder / "lightning_logs" / "version_0"), size_guidance={"scalars": 0})
         events.Reload()
         return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
@@ -145,7 +145,7 @@ def scalars(once):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "lowest", "highest"), [("lcw", 0.93, 1), ("none", 0, 0.8)], ids=["lcw", "plain"])
 def test_a_recurrent_network_learns_in_time_with_the_constraint_alone(kind, lowest, highest, tmp_path):
-    fit(RNN, tmp_path, f"--constraint.kind={kind}", "--shift_monitor.figures=false")
+    fit(RNN, tmp_path, f"--constraint.kind={kind}", NO_FIGURES)
     events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"))
     events.Reload()
     assert lowest < events.Scalars("test/accuracy")[0].value < highest
@@ -185,10 +185,10 @@ def test_the_gradient_vanishes_without_the_constraint_alone(scalars):
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_stopped_and_resumed_run_ends_bit_identical(tmp_path):
-    fit(DIGITS, tmp_path / "whole", "--trainer.max_epochs=4")
-    fit(DIGITS, tmp_path / "stopped", "--trainer.max_epochs=2")
+    fit(DIGITS, tmp_path / "whole", "--trainer.max_epochs=4", NO_FIGURES)
+    fit(DIGITS, tmp_path / "stopped", "--trainer.max_epochs=2", NO_FIGURES)
     (checkpoint,) = (tmp_path / "stopped").glob("**/last.ckpt")
-    fit(DIGITS, tmp_path / "resumed", "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}")
+    fit(DIGITS, tmp_path / "resumed", "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}", NO_FIGURES)
     (whole,), (resumed,) = ((tmp_path / name).glob("**/last.ckpt") for name in ("whole", "resumed"))
     states = [ImageClassifier.load_from_checkpoint(path).state_dict() for path in (whole, resumed)]
     assert len(states[0]) == 102
@@ -197,7 +197,7 @@ def test_a_stopped_and_resumed_run_ends_bit_identical(tmp_path):
 
 
 def test_the_digits_run_keeps_its_best_checkpoint_beside_its_last(tmp_path):
-    fit(DIGITS, tmp_path, "--trainer.max_epochs=3", "--model.network.depth=2", "--shift_monitor.figures=false")
+    fit(DIGITS, tmp_path, "--trainer.max_epochs=3", "--model.network.depth=2", NO_FIGURES)
     paths = {path.name: torch.load(path) for path in tmp_path.glob("**/*.ckpt")}
     assert set(paths) == {"best.ckpt", "last.ckpt"}
     assert paths["last.ckpt"]["epoch"] == 2
