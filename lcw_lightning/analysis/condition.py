@@ -77,7 +77,7 @@ def _coverage(plan: Plan) -> dict[str, Any]:
     rows = [row for row in plan.rows if row.obstacle != EXCLUDED]
     unknown = {row.name: row.obstacle for row in rows if row.ref is None or row.ref.is_complex}
     unseen, total = sum(row.numbers for row in rows if row.name in unknown), sum(row.numbers for row in rows)
-    return {"unknown": unknown, "seen_share": 1 - unseen / total if unknown else 1.0}
+    return {"unknown": unknown, "seen_share": 1 - unseen / total if unseen else 1.0}
 
 
 def _sums_to_zero(layer: ObservedLayer) -> bool:

@@ -114,8 +114,8 @@ def observed_layers(
 ) -> dict[str, ObservedLayer]:
     """Return the layers of ``model`` that have a weight chosen by the patterns, by name.
 
-    If ``model`` itself is such a layer, its name is that of its type. Layers that are still lazy and
-    complex weights are left out.
+    If ``model`` itself is such a layer, its name is that of its type. Layers that are still lazy and complex
+    weights are left out.
 
     Raises:
         ValueError: As :func:`~lcw_lightning.weights.selection.select_weights` says.

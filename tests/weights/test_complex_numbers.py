@@ -148,6 +148,11 @@ def test_a_real_weight_beside_them_is_taken(kind, hold):
     torch.testing.assert_close(fold(network)(X), network(X))
 
 
+def test_a_network_whose_weights_are_all_vectors_is_analyzed():
+    network = nn.Sequential(nn.Linear(8, 1, dtype=torch.complex64), Magnitude(), nn.Linear(1, 3))
+    assert list(analyze(network, (X.to(torch.complex64), torch.randint(3, (16,)))).statistics) == ["2"]
+
+
 def test_a_real_matrix_above_them_keeps_its_reason(network):
     network.register_parameter("position", nn.Parameter(torch.randn(4, 8)))
     assert plan_weights(network, "lcw").left_out["position"] == "unknown layer type; see register_layer_type"
